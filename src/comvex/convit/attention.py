@@ -1,0 +1,138 @@
+"""The two attentions of a ConViT: gated positional self-attention and plain self-attention.
+
+Shapes: B pictures, N tokens (for GPSA: N = H * W patches in row-major order), heads, head_dim, dim = heads * head_dim.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from comvex.convit.config import check_rate, resolve_heads
+from comvex.convit.positional import PositionalProjection, mix_grid
+from comvex.errors import UserError
+
+
+def init_linear(linear: nn.Linear) -> None:
+    """Truncated normal with standard deviation 0.02, bias zero: the paper's (DeiT's) start of every Linear."""
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+def resolve_grid(num_tokens: int, grid: tuple[int, int] | None) -> tuple[int, int]:
+    """(rows, columns) of ``num_tokens`` patches: the grid given, or a square one if it is None."""
+    if grid is None:
+        side = math.isqrt(num_tokens)
+        if side * side != num_tokens:
+            raise UserError(f"{num_tokens} tokens are no square: give grid=(rows, columns) with that product.")
+        return side, side
+    rows, columns = grid
+    if rows * columns != num_tokens:
+        raise UserError(f"grid is {rows} x {columns}: it must have as many patches as there are tokens, {num_tokens}.")
+    return rows, columns
+
+
+class GatedPositionalSelfAttention(nn.Module):
+    """GPSA: content attention and positional attention, blended by one learned gate per head (paper, Eq. 7).
+
+    ``gpsa(x, grid=None)`` maps x (B, rows * columns, dim) to the same shape; the patches are in row-major order and the
+    grid is a square if left out. Per head, with s = sigmoid(gate):
+
+        GPSA(x) = (1 - s) softmax(Q K^T / sqrt(head_dim)) V + s P V
+
+    where P, the softmax of the positional scores, is applied as its row and column factors (``positional.py``), so
+    that the cost is that of plain attention and any grid works.
+
+    Heads 0 ... k * k - 1, k = floor(sqrt(heads)), start as the k x k kernel of a convolution with the gates at 1
+    (s = 0.73) and the value matrix at identity. If ``heads`` is no perfect square the remaining heads start with
+    positional weights near zero (truncated normal, standard deviation 0.02): a nearly uniform average of the picture.
+
+    ``attention_dropout`` drops the whole attention map of a head, per picture, as ``nn.Dropout2d`` on the map would.
+
+    Raises ``ValueError`` if heads and head_dim do not fit dim, or the grid does not fit the tokens.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int | None = None,
+        head_dim: int | None = None,
+        locality_strength: float = 1.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_rate("attention_dropout", attention_dropout)
+        self.dim = dim
+        self.heads = resolve_heads(dim, heads=heads, head_dim=head_dim)
+        self.head_dim = dim // self.heads
+        self.qk = nn.Linear(dim, 2 * dim, bias=False)
+        self.v = nn.Linear(dim, dim, bias=False)
+        self.pos_proj = PositionalProjection(self.heads, locality_strength=locality_strength)
+        self.gating_param = nn.Parameter(torch.empty(self.heads))
+        self.proj = nn.Linear(dim, dim)
+        self.attention_dropout = nn.Dropout2d(attention_dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The convolutional start described above."""
+        init_linear(self.qk)
+        init_linear(self.proj)
+        nn.init.eye_(self.v.weight)
+        nn.init.ones_(self.gating_param)
+        self.pos_proj.reset_parameters()
+
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """x (B, rows * columns, dim) -> (B, rows * columns, dim)."""
+        grid = resolve_grid(x.shape[1], grid)
+        query, key = self.qk(x).unflatten(-1, (2, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        value = self.v(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # (B, heads, N, head_dim)
+        gate = self.gating_param.sigmoid()[:, None, None]  # (heads, 1, 1)
+
+        content = F.scaled_dot_product_attention(query, key, value)  # (B, heads, N, head_dim)
+        row_factor, column_factor = self.pos_proj(grid)
+        # The gate rides on the small factor, and the blend is one pass over the values.
+        positional = mix_grid(value, (gate * row_factor).to(value.dtype), column_factor.to(value.dtype))
+        blend = torch.addcmul(positional, content, (1 - gate).to(value.dtype))
+        # Dropping a head's map drops what it gives: the same mask, without the map.
+        blend = self.attention_dropout(blend)
+        return self.proj(blend.transpose(1, 2).flatten(2))
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, heads={self.heads}, head_dim={self.head_dim}"
+
+
+class SelfAttention(nn.Module):
+    """Plain multi-head self-attention: x (B, N, dim) -> (B, N, dim), with whole-head dropout as in GPSA.
+
+    Raises ``ValueError`` if heads and head_dim do not fit dim.
+    """
+
+    def __init__(
+        self, dim: int, *, heads: int | None = None, head_dim: int | None = None, attention_dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        check_rate("attention_dropout", attention_dropout)
+        self.dim = dim
+        self.heads = resolve_heads(dim, heads=heads, head_dim=head_dim)
+        self.head_dim = dim // self.heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+        self.attention_dropout = nn.Dropout2d(attention_dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        init_linear(self.qkv)
+        init_linear(self.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, dim) -> (B, N, dim)."""
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        content = F.scaled_dot_product_attention(query, key, value)  # (B, heads, N, head_dim)
+        content = self.attention_dropout(content)
+        return self.proj(content.transpose(1, 2).flatten(2))
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, heads={self.heads}, head_dim={self.head_dim}"

@@ -1,0 +1,34 @@
+"""The learned position embedding at any grid: cubic resampling as two small matrices, one for rows, one for columns."""
+
+import torch
+from torch import Tensor
+
+
+def cubic_matrix(size: int, new_size: int, *, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """The (new_size, size) matrix of antialiased cubic resampling (Keys 1981, a = -0.5) along one axis.
+
+    At ``new_size == size`` it is exactly the identity, so that no case needs a branch.
+    """
+    scale = size / new_size
+    stretch = torch.sym_max(scale, 1.0)
+    centre = (torch.arange(new_size, device=device, dtype=dtype) + 0.5) * scale
+    distance = (torch.arange(size, device=device, dtype=dtype) + 0.5 - centre[:, None]).abs() / stretch
+    near = (1.5 * distance - 2.5) * distance.square() + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    weight = torch.where(distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(far)))
+    return weight / weight.sum(dim=-1, keepdim=True)
+
+
+def resample_position_embedding(embedding: Tensor, native: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """A position embedding (1, H * W, dim) of the grid ``native`` at another grid (rows, columns).
+
+    Equal to bicubic interpolation with antialiasing, in at least float32; returns (1, rows * columns, dim) in the dtype
+    of the embedding.
+    """
+    dtype = torch.promote_types(embedding.dtype, torch.float32)
+    rows = cubic_matrix(native[0], grid[0], dtype=dtype, device=embedding.device)
+    columns = cubic_matrix(native[1], grid[1], dtype=dtype, device=embedding.device)
+    picture = embedding.to(dtype).unflatten(1, native)  # (1, H, W, dim)
+    picture = columns @ picture  # (1, H, columns, dim)
+    picture = rows @ picture.flatten(2)  # (1, rows, columns * dim)
+    return picture.reshape(1, grid[0] * grid[1], -1).to(embedding.dtype)

@@ -1,0 +1,101 @@
+"""Positional attention of GPSA, which separates exactly into a softmax over rows and one over columns.
+
+For head h the score of key patch k at query patch q, with dx = column(k) - column(q) and dy = row(k) - row(q), is
+(paper, Eq. 6 and 8)
+
+    w_x dx + w_y dy + w_d (dx^2 + dy^2)  =  (w_x dx + w_d dx^2) + (w_y dy + w_d dy^2)
+
+so that its softmax over a full rows x columns grid is the product of two small ones, and mixing values by it is mixing
+along the columns and then along the rows. Nothing of size N x N is ever made, for any weights and any grid.
+
+Shapes: B pictures, heads, H rows, W columns of patches, N = H * W tokens, head_dim.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+NEGLIGIBLE = -64.0
+"""Scores this far below a query's largest count as nothing: e^-64 = 2e-28 of it, beyond rounding even in float64.
+
+Without this the tails of a kernel are subnormal numbers, which processors multiply many times slower.
+"""
+
+
+def local_positional_weight(heads: int, locality_strength: float) -> Tensor:
+    """Weights that make each head a Gaussian kernel looking at one neighbour: the convolutional start (paper, Eq. 9).
+
+    With k = floor(sqrt(heads)) and c = (k - 1) / 2, head i * k + j looks at the offset dx = i - c, dy = j - c, in
+    patches; the kernel's precision is 2 * ``locality_strength``.
+
+    Returns (k * k, 3): the weights on (dx, dy, dx^2 + dy^2).
+    """
+    side = math.isqrt(heads)
+    offset = torch.arange(side) - (side - 1) / 2
+    dx, dy = torch.meshgrid(offset, offset, indexing="ij")  # both (k, k); head i * k + j is entry [i, j]
+    return locality_strength * torch.stack([2 * dx, 2 * dy, -torch.ones_like(dx)], dim=-1).flatten(0, 1)
+
+
+def axis_factor(linear: Tensor, quadratic: Tensor, length: int) -> Tensor:
+    """softmax over keys k of ``linear * (k - q) + quadratic * (k - q)^2``, for every query q on one axis of the grid.
+
+    Takes two weights per head, (heads,) each; returns (heads, length, length), rows summing to one.
+    """
+    position = torch.arange(length, device=linear.device, dtype=linear.dtype)
+    offset = position[None, :] - position[:, None]  # (query, key)
+    score = linear[:, None, None] * offset + quadratic[:, None, None] * offset.square()
+    score = score - score.amax(dim=-1, keepdim=True).detach()
+    return score.masked_fill(score < NEGLIGIBLE, -math.inf).softmax(dim=-1)
+
+
+def positional_factors(weight: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The two factors of positional attention on a grid of (rows, columns).
+
+    ``weight`` is (heads, 3) on (dx, dy, dx^2 + dy^2). Returns the factor over rows (heads, H, H) and the one over
+    columns (heads, W, W); the dense map would be their Kronecker product. At least float32 throughout: squared
+    offsets beyond 16 patches are not exact in bfloat16.
+    """
+    rows, columns = grid
+    w_x, w_y, w_d = weight.to(torch.promote_types(weight.dtype, torch.float32)).unbind(dim=-1)
+    return axis_factor(w_y, w_d, rows), axis_factor(w_x, w_d, columns)
+
+
+def mix_grid(value: Tensor, row_factor: Tensor, column_factor: Tensor) -> Tensor:
+    """Apply the dense positional map to the values without making it: along the columns, then along the rows.
+
+    value (B, heads, N, head_dim), row_factor (heads, H, H), column_factor (heads, W, W); returns (B, heads, N, head_dim).
+    Columns go first: it takes the values as they lie in memory and leaves the rows' product without a copy.
+    """
+    rows, columns = row_factor.shape[-1], column_factor.shape[-1]
+    mixed = column_factor[:, None] @ value.unflatten(2, (rows, columns))  # (B, heads, H, W, head_dim)
+    return (row_factor @ mixed.flatten(3)).view(value.shape)
+
+
+class PositionalProjection(nn.Module):
+    """The positional weights of GPSA, under the names that published checkpoints give them.
+
+    ``weight`` (heads, 3) is trained. ``bias`` (heads,) is the same for every key, so that softmax ignores it: it is kept
+    for round trips of checkpoints, as a buffer that no optimiser touches.
+    """
+
+    def __init__(self, heads: int, *, locality_strength: float) -> None:
+        super().__init__()
+        self.locality_strength = locality_strength
+        self.weight = nn.Parameter(torch.empty(heads, 3))
+        self.bias: Tensor
+        self.register_buffer("bias", torch.zeros(heads))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
+        local = local_positional_weight(len(self.weight), self.locality_strength)
+        self.weight[: len(local)] = local.to(self.weight)
+
+    def forward(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        return positional_factors(self.weight, grid)
+
+    def extra_repr(self) -> str:
+        return f"heads={len(self.weight)}, locality_strength={self.locality_strength}"
