@@ -1,0 +1,70 @@
+"""From the bytes of a picture file to an 8-bit Pillow picture that is grey or RGB and the right way up."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from comvex.errors import UserError
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+"""Endings of the files that count as pictures in a folder, in lower case."""
+
+CHANNEL_MODES = {1: "L", 3: "RGB"}
+"""Pillow's mode for each number of channels that pictures can be read with."""
+
+WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+"""Pillow's modes with more than eight bits of grey."""
+
+
+class UnreadablePictureError(UserError):
+    """A file that is no picture, or a damaged one; the message names it and says why."""
+
+
+def read_picture(file: str | Path, *, channels: int = 3) -> Image.Image:
+    """The picture in a file, turned as its EXIF orientation says, with 1 (grey) or 3 (RGB) channels of 8 bits.
+
+    Raises ``UnreadablePictureError`` if there is no such file, or Pillow cannot decode all of it.
+    """
+    try:
+        with Image.open(file) as picture:
+            picture.load()
+            return to_channels(ImageOps.exif_transpose(picture), channels=channels)
+    except FileNotFoundError as error:
+        raise UnreadablePictureError(f"There is no picture {file}.") from error
+    # Pillow's decoders report damage by many kinds of error; whatever it was, this file cannot be read.
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, Image.DecompressionBombError) as error:
+        raise UnreadablePictureError(f"The picture {file} cannot be read: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "it is in no picture format that Pillow knows"
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
+def to_channels(picture: Image.Image, *, channels: int) -> Image.Image:
+    """Any Pillow picture as 8-bit grey (1 channel) or RGB (3 channels).
+
+    Grey of more than eight bits is scaled by the picture's own range, darkest to 0 and lightest to 255 (Pillow alone
+    would clip it to white). Transparent pictures are laid on white.
+
+    Raises ``ValueError`` for another number of channels.
+    """
+    if channels not in CHANNEL_MODES:
+        raise UserError(f"channels is {channels}: pictures are read with 1 (grey) or 3 (RGB) channels.")
+    if picture.mode in WIDE_MODES:
+        picture = scale_wide_grey(picture)
+    elif picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return picture.convert(CHANNEL_MODES[channels])
+
+
+def scale_wide_grey(picture: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits as 8-bit grey by its own range; a picture of one value becomes black."""
+    values = np.asarray(picture).astype(np.float64)
+    finite = np.isfinite(values)
+    low, high = (values[finite].min(), values[finite].max()) if finite.any() else (0.0, 0.0)
+    scaled = (np.where(finite, values, low) - low) * (255 / (high - low) if high > low else 0)
+    return Image.fromarray(np.round(scaled).astype(np.uint8))

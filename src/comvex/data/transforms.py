@@ -1,0 +1,85 @@
+"""From a Pillow picture to a normalised tensor: the same way for every picture, or with random changes in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from torchvision import transforms as T
+
+from comvex.data.augmentation import Augmentation
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to every picture before a model sees it; travels with the weights."""
+
+    image_size: tuple[int, int]
+    """(height, width) in pixels."""
+    channels: int
+    """1 (grey) or 3 (RGB)."""
+    mean: tuple[float, ...]
+    """Subtracted from each channel, on the scale from 0 to 1."""
+    std: tuple[float, ...]
+    """Divides each channel, on the scale from 0 to 1."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """The inverse of ``to_dict``, also after a way through JSON, which has no tuples."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """Resize so that the picture covers the size (bicubic, antialiased), crop the middle, scale, normalise.
+
+        Maps an 8-bit picture of ``channels`` channels to a float tensor (channels, height, width).
+        """
+        return T.Compose([self._cover, T.CenterCrop(self.image_size), *self._to_tensor()])
+
+    def training_transform(self, augmentation: Augmentation, *, mirrored: bool) -> Callable[[Image.Image], Tensor]:
+        """As ``transform``, with the random changes of training; they draw from torch's CPU generator alone.
+
+        ``mirrored`` says whether flipping is right for these pictures if the augmentation leaves that open.
+        """
+        steps: list[Any] = []
+        if augmentation.smallest_crop < 1:
+            scale = (augmentation.smallest_crop, 1.0)
+            steps.append(T.RandomResizedCrop(self.image_size, scale, interpolation=T.InterpolationMode.BICUBIC))
+        else:
+            steps += [self._cover, T.CenterCrop(self.image_size)]
+        if augmentation.rotation or augmentation.translation or augmentation.zoom or augmentation.shear:
+            affine = T.RandomAffine(
+                augmentation.rotation,
+                translate=(augmentation.translation, augmentation.translation),
+                scale=(1 - augmentation.zoom, 1 + augmentation.zoom),
+                shear=augmentation.shear or None,
+                interpolation=T.InterpolationMode.BILINEAR,
+                fill=[round(255 * value) for value in self.mean] if self.channels > 1 else 0,
+            )
+            steps.append(affine)
+        flip = augmentation.horizontal_flip
+        if flip is None:
+            flip = 0.5 if mirrored else 0.0
+        if flip:
+            steps.append(T.RandomHorizontalFlip(flip))
+        if augmentation.color_jitter:
+            steps.append(T.ColorJitter(*[augmentation.color_jitter] * 3))
+        steps += self._to_tensor()
+        if augmentation.random_erasing:
+            steps.append(T.RandomErasing(augmentation.random_erasing, scale=(0.02, 0.25)))
+        return T.Compose(steps)
+
+    def _cover(self, picture: Image.Image) -> Image.Image:
+        """The picture at the smallest size with its own aspect ratio that covers ``image_size``."""
+        height, width = self.image_size
+        factor = max(height / picture.height, width / picture.width)
+        size = (max(width, round(picture.width * factor)), max(height, round(picture.height * factor)))
+        return picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC)
+
+    def _to_tensor(self) -> list[Any]:
+        return [T.ToTensor(), T.Normalize(self.mean, self.std)]

@@ -1,0 +1,133 @@
+"""A trained model ready for pictures: files, Pillow pictures or arrays in, classes with probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from comvex.convit.model import ConViTWithLinearClassifier
+from comvex.convit.weights import load_model, read_info
+from comvex.data.reading import UnreadablePictureError, read_picture, to_channels
+from comvex.data.transforms import Preprocessing
+from comvex.device import choose_device
+from comvex.errors import UserError
+from comvex.run_folder import best_weights
+
+Picture = str | Path | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A class and its probability in [0, 1]."""
+
+    label: str
+    probability: float
+
+
+class Predictor:
+    """A model with the preprocessing and the labels that belong to it.
+
+    ``model`` is the network, ``transform`` maps an 8-bit Pillow picture to its input tensor, ``labels`` are the classes
+    in the order of the logits, ``preprocessing`` says what the transform does.
+    """
+
+    def __init__(
+        self,
+        model: ConViTWithLinearClassifier,
+        *,
+        preprocessing: Preprocessing,
+        labels: Sequence[str],
+        device: torch.device,
+    ) -> None:
+        self.model = model.eval().to(device)
+        self.preprocessing = preprocessing
+        self.transform = preprocessing.transform()
+        self.labels = tuple(labels)
+        self.device = device
+
+    def read(self, picture: Picture) -> Image.Image:
+        """A picture as the model wants it: 8 bits, upright, grey or RGB.
+
+        Takes a file, a Pillow picture, or an array (height, width) or (height, width, 3), of bytes or 16-bit grey.
+        Raises ``ValueError`` if it is none of these or cannot be read.
+        """
+        channels = self.preprocessing.channels
+        if isinstance(picture, str | Path):
+            return read_picture(picture, channels=channels)
+        if isinstance(picture, np.ndarray):
+            try:
+                picture = Image.fromarray(picture)
+            except TypeError as error:
+                raise UserError(
+                    f"An array of shape {picture.shape} and type {picture.dtype} is no picture: it must be "
+                    "(height, width) or (height, width, 3) of uint8, or (height, width) of uint16."
+                ) from error
+        if isinstance(picture, Image.Image):
+            return to_channels(picture, channels=channels)
+        raise UserError(f"A picture of type {type(picture).__name__}: it must be a file, a Pillow picture or an array.")
+
+    @torch.inference_mode()
+    def probabilities(self, pictures: Iterable[Picture]) -> Tensor:
+        """The probability of every class for every picture: (num_pictures, num_classes), on the CPU."""
+        inputs = torch.stack([self.transform(self.read(picture)) for picture in pictures])
+        return self.model(inputs.to(self.device)).float().softmax(dim=1).cpu()
+
+    def predict(
+        self, pictures: Picture | Iterable[Picture], *, top: int = 5, batch_size: int = 64
+    ) -> list[list[Prediction]]:
+        """The ``top`` most probable classes of each picture, best first.
+
+        ``pictures`` is one picture or several; the answer is always a list with one entry a picture. Raises
+        ``ValueError`` for what is no picture.
+        """
+        if isinstance(pictures, Picture):
+            pictures = [pictures]
+        waiting, answers = list(pictures), []
+        for first in range(0, len(waiting), batch_size):
+            best = self.probabilities(waiting[first : first + batch_size]).topk(min(top, len(self.labels)))
+            answers += [
+                [Prediction(self.labels[label], value) for value, label in zip(*row, strict=True)]
+                for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            ]
+        return answers
+
+
+def predict_files(
+    source: Path, files: Sequence[Path], *, top: int = 5, device: str = "auto", batch_size: int = 64
+) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+    """The most probable classes of picture files, and a message for each file that cannot be read."""
+    if top < 1:
+        raise UserError(f"top is {top}: it must be at least 1.")
+    predictor = load(source, device=device)
+    predictions: dict[str, list[dict[str, Any]]] = {}
+    problems = []
+    for first in range(0, len(files), batch_size):
+        readable = {}
+        for file in files[first : first + batch_size]:
+            try:
+                readable[str(file)] = predictor.read(file)
+            except UnreadablePictureError as error:
+                problems.append(str(error))
+        answers = predictor.predict(readable.values(), top=top)
+        for file, answer in zip(readable, answers, strict=True):
+            predictions[file] = [asdict(entry) for entry in answer]
+    return predictions, problems
+
+
+def load(source: str | Path, *, device: str = "auto") -> Predictor:
+    """The predictor of a run folder (its best weights) or of a weights file.
+
+    ``device`` is "auto", "cpu", "cuda" or "mps". Raises ``ValueError`` if there is no such run, or its files are damaged
+    or of another version.
+    """
+    file = best_weights(Path(source)) if Path(source).suffix != ".safetensors" else Path(source)
+    model, info = load_model(file), read_info(file)
+    preprocessing = Preprocessing.from_dict(info.preprocessing)
+    return Predictor(model, preprocessing=preprocessing, labels=info.labels, device=choose_device(device))

@@ -1,0 +1,98 @@
+"""Evaluating a finished run, or a weights file, on labelled pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from comvex import run_folder
+from comvex.data.loading import evaluation_loader
+from comvex.data.sources import DataSet, open_data
+from comvex.errors import UserError
+from comvex.inference.confusion import draw_confusion
+from comvex.inference.evaluate import evaluate
+from comvex.inference.predictor import Predictor, load
+
+
+def evaluation_data(source: Path, data: str | None) -> DataSet:
+    """The data set asked for, or else the one that the run ``source`` was trained on, split as it was there.
+
+    Raises ``ValueError`` if none is asked for and ``source`` is no run.
+    """
+    if source.is_file():
+        if data is None:
+            raise UserError(f"{source} is a weights file: --data must say what to evaluate it on.")
+        return open_data(data)
+    recipe = run_folder.read_recipe(source)
+    split = {name: recipe[name] for name in ("split_seed", "fraction", "val_fraction")}
+    return open_data(data if data is not None else recipe["data"], **split)
+
+
+def check_classes(predictor: Predictor, data: DataSet) -> None:
+    if data.classes != predictor.labels:
+        missing = [name for name in data.classes if name not in predictor.labels]
+        detail = f"it does not know {missing[0]!r}" if missing else f"it has {len(predictor.labels)}, in another order or number"
+        raise UserError(f"The model's classes are not those of {data.name}: {detail}.")
+
+
+def evaluate_run(
+    source: Path,
+    *,
+    data: str | None = None,
+    part: str = "test",
+    out: Path | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Evaluate and draw the confusion matrix; returns the figures, top1 and top5 in percent.
+
+    The picture goes to ``out``, by default RUN/evaluation/DATA-PART/confusion.png; one that is there already is kept
+    unless ``overwrite``. Raises ``ValueError`` if the run, the data or the part is missing, or the classes differ.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}: it must be at least 1.")
+    predictor = load(source, device=device)
+    pictures_of = evaluation_data(source, data)
+    check_classes(predictor, pictures_of)
+    pictures = pictures_of.part(part)
+    channels = predictor.preprocessing.channels
+    loader = evaluation_loader(
+        pictures, predictor.transform, channels=channels, batch_size=batch_size, workers=workers
+    )  # fmt: skip
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(f"evaluating {len(pictures)} pictures", total=len(pictures))
+        evaluation = evaluate(
+            predictor.model,
+            loader,
+            num_classes=len(predictor.labels),
+            device=predictor.device,
+            advance=lambda count: progress.advance(task, count),
+        )
+    folder = out or (source if source.is_dir() else source.parent) / "evaluation" / f"{pictures_of.name}-{part}"
+    file = folder / "confusion.png"
+    kept = file.exists() and not overwrite
+    if not kept:
+        title = f"{pictures_of.name}, {evaluation.num_pictures} {part} pictures: top-1 {evaluation.top1:.2f} %"
+        draw_confusion(evaluation.confusion, predictor.labels, file, title=title)
+    return {
+        "source": str(source),
+        "data": pictures_of.name,
+        "part": part,
+        "num_pictures": evaluation.num_pictures,
+        "num_unreadable": len(evaluation.unreadable),
+        "unreadable": evaluation.unreadable,
+        "top1": evaluation.top1,
+        "top1_interval": list(evaluation.top1_interval),
+        "top5": evaluation.top5,
+        "loss": evaluation.loss,
+        "seconds": evaluation.seconds,
+        "pictures_per_second": evaluation.pictures_per_second,
+        "confusion_picture": str(file),
+        "confusion_picture_kept": kept,
+    }

@@ -1,0 +1,53 @@
+"""The layout of a run folder: what lies where, and whether a folder is one that this version can read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from comvex.errors import UserError
+
+FORMAT = 1
+"""Version of the layout; a folder of another one is refused."""
+
+RECIPE = "recipe.json"
+SUMMARY = "summary.json"
+BEST_WEIGHTS = Path("weights") / "best.safetensors"
+LAST_WEIGHTS = Path("weights") / "last.safetensors"
+CHECKPOINTS = "checkpoints"
+
+
+def read_recipe(run: Path) -> dict[str, Any]:
+    """The recipe of a run, as plain values.
+
+    Raises ``ValueError`` if there is no such folder, it is no run folder, or it was written by another version.
+    """
+    if not run.is_dir():
+        raise UserError(f"There is no run folder {run}: give the --out folder of a comvex train.")
+    try:
+        content = json.loads((run / RECIPE).read_text())
+        if content["format"] != FORMAT:
+            raise UserError(
+                f"The run folder {run} has format {content['format']!r}, written by comvex {content.get('comvex')}: "
+                f"this version reads format {FORMAT}."
+            )
+        return content["recipe"]
+    except FileNotFoundError as error:
+        raise UserError(f"The folder {run} is no run folder: it has no {RECIPE}.") from error
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"{run / RECIPE} is damaged or not comvex's: {type(error).__name__} {error}.") from error
+
+
+def read_summary(run: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, or None if the run is not finished."""
+    file = run / SUMMARY
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def best_weights(run: Path) -> Path:
+    """The weights file of a run with the best validation accuracy; raises ``ValueError`` if there is none yet."""
+    read_recipe(run)
+    if not (run / BEST_WEIGHTS).is_file():
+        raise UserError(f"The run {run} has no weights yet: its first epoch is not finished.")
+    return run / BEST_WEIGHTS

@@ -1,0 +1,1 @@
+"""References that the library is compared with, written from the paper's equations and not from the library."""
