@@ -38,7 +38,9 @@ def run_preset_on_photograph() -> None:
         with torch.inference_mode():
             logits = model(picture)
         milliseconds = 1000 * (time.perf_counter() - start)
-        print(f"ConViT-Ti on a photograph of {height} x {width} pixels: {logits.shape[1]} logits in {milliseconds:.0f} ms")
+        print(
+            f"ConViT-Ti on a photograph of {height} x {width} pixels: {logits.shape[1]} logits in {milliseconds:.0f} ms"
+        )
 
 
 def choose_exhibits(predictor: Predictor, pictures: PictureSet, *, num: int) -> list[Exhibit]:

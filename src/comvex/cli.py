@@ -56,8 +56,8 @@ class Train:
 class Evaluate:
     """Measure a trained model on labelled pictures and draw its confusion matrix.
 
-      comvex evaluate RUN                   the test pictures of the run's own data
-      comvex evaluate RUN --data FOLDER     other pictures of the same classes
+    comvex evaluate RUN                   the test pictures of the run's own data
+    comvex evaluate RUN --data FOLDER     other pictures of the same classes
     """
 
     run_folder: Annotated[Positional[Path], arg(name="run", metavar="RUN")]
@@ -151,9 +151,13 @@ def describe_summary(out: Path, summary: dict[str, Any]) -> str:
         f"{summary['seconds']:.0f} s, {summary['pictures_per_second']:.0f} pictures/s",
     ]
     if which == "validation":
-        lines.append("The data have no test pictures: this figure is of the validation pictures, which chose the weights.")
+        lines.append(
+            "The data have no test pictures: this figure is of the validation pictures, which chose the weights."
+        )
     if summary["num_unreadable"]:
-        lines.append(f"{summary['num_unreadable']} pictures could not be read and were skipped; {out / 'log.txt'} names them.")
+        lines.append(
+            f"{summary['num_unreadable']} pictures could not be read and were skipped; {out / 'log.txt'} names them."
+        )
     lines.append(f"weights {out / 'weights' / 'best.safetensors'}, curves {out / 'curves.png'}")
     return "\n".join(lines)
 
@@ -170,7 +174,9 @@ def describe_evaluation(figures: dict[str, Any]) -> str:
         f"confusion   {figures['confusion_picture']}{kept}",
     ]
     if figures["num_unreadable"]:
-        lines.append(f"unreadable  {figures['num_unreadable']} pictures, skipped; the first: {figures['unreadable'][0]}")
+        lines.append(
+            f"unreadable  {figures['num_unreadable']} pictures, skipped; the first: {figures['unreadable'][0]}"
+        )
     return "\n".join(lines)
 
 

@@ -54,12 +54,12 @@ def separable(module: nn.Module, x: Tensor, grid: Grid, cotangent: Tensor) -> tu
 
 
 def dense(
-    module: nn.Module, x: Tensor, grid: Grid, cotangent: Tensor, drop: Callable[[Tensor], Tensor] = nn.Identity()
+    module: nn.Module, x: Tensor, grid: Grid, cotangent: Tensor, drop: nn.Module | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The same of the dense twin, in float64; gradients also of the positional bias."""
     x = x.detach().double().requires_grad_()
     weights = {name: tensor.detach().double().requires_grad_() for name, tensor in module.state_dict().items()}
-    output = dense_torch.gpsa(x, weights, grid, drop=drop)
+    output = dense_torch.gpsa(x, weights, grid, drop=drop or nn.Identity())
     gradients = torch.autograd.grad(output, (x, *weights.values()), cotangent.double())
     return output.detach(), dict(zip(("x", *weights), gradients, strict=True))
 

@@ -21,7 +21,7 @@ def attention_inputs(model: ConViTBackbone, pictures: Tensor) -> list[Tensor]:
     def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         inputs.append(arguments[0])
 
-    hooks = [layer.attn.register_forward_pre_hook(keep) for layer in model.blocks]
+    hooks = [layer.get_submodule("attn").register_forward_pre_hook(keep) for layer in model.blocks]
     was_training = model.training
     model.eval()
     try:

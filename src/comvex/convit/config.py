@@ -37,9 +37,12 @@ def resolve_heads(dim: int, *, heads: int | None, head_dim: int | None) -> int:
                 raise UserError(f"{name} is {value}: it must divide dim = {dim} without remainder.")
     if heads is not None and head_dim is not None and heads * head_dim != dim:
         raise UserError(
-            f"heads = {heads} and head_dim = {head_dim} disagree: their product must be dim = {dim}; one of them is enough."
+            f"heads = {heads} and head_dim = {head_dim} disagree: their product must be dim = {dim}; one is enough."
         )
-    return heads if heads is not None else dim // head_dim  # type: ignore[operator]
+    if heads is not None:
+        return heads
+    assert head_dim is not None
+    return dim // head_dim
 
 
 def check_integer(name: str, value: Any, *, at_least: int) -> None:
@@ -141,7 +144,9 @@ class ConViTConfig:
         for side in as_pair(size):
             check_integer("image_size", side, at_least=1)
             if side % self.patch_size:
-                raise UserError(f"image_size is {size}: each side must be a multiple of patch_size = {self.patch_size}.")
+                raise UserError(
+                    f"image_size is {size}: each side must be a multiple of patch_size = {self.patch_size}."
+                )
 
     def _check_activation(self) -> None:
         if self.pred_act_fnc_name is None:
@@ -186,7 +191,7 @@ class ConViTConfig:
         """
         is_file = isinstance(source, Path) or not source.lstrip().startswith("{")
         try:
-            values = json.loads(Path(source).read_text() if is_file else source)
+            values = json.loads(Path(source).read_text() if is_file else str(source))
         except OSError as error:
             raise UserError(f"Cannot read the configuration file {source}: {error.strerror}.") from error
         except ValueError as error:
@@ -197,7 +202,9 @@ class ConViTConfig:
     def from_dict(cls, values: dict[str, Any]) -> ConViTConfig:
         """The configuration with these fields; what is left out has its default."""
         if not isinstance(values, dict):
-            raise UserError(f"A configuration is {type(values).__name__}: it must be an object of field names and values.")
+            raise UserError(
+                f"A configuration is {type(values).__name__}: it must be an object of field names and values."
+            )
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:

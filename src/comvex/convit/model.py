@@ -29,12 +29,14 @@ class PatchEmbedding(nn.Module):
     def forward(self, pictures: Tensor) -> tuple[Tensor, tuple[int, int]]:
         if pictures.ndim != 4 or pictures.shape[1] != self.image_channel:
             raise UserError(
-                f"The pictures have shape {tuple(pictures.shape)}: it must be (batch, {self.image_channel}, height, width)."
+                f"The pictures have shape {tuple(pictures.shape)}: it must be "
+                f"(batch, {self.image_channel}, height, width)."
             )
         height, width = pictures.shape[2:]
         if height % self.patch_size or width % self.patch_size or height == 0 or width == 0:
             raise UserError(
-                f"The pictures are {height} x {width} pixels: each side must be a multiple of the patch size {self.patch_size}."
+                f"The pictures are {height} x {width} pixels: "
+                f"each side must be a multiple of the patch size {self.patch_size}."
             )
         patches = self.proj(pictures)  # (B, dim, H, W)
         return patches.flatten(2).transpose(1, 2), (height // self.patch_size, width // self.patch_size)

@@ -1,5 +1,7 @@
 """The learned position embedding at any grid: cubic resampling as two small matrices, one for rows, one for columns."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ def cubic_matrix(size: int, new_size: int, *, dtype: torch.dtype, device: torch.
     At ``new_size == size`` it is exactly the identity, so that no case needs a branch.
     """
     scale = size / new_size
-    stretch = torch.sym_max(scale, 1.0)
+    stretch: Any = torch.sym_max(scale, 1.0)
     centre = (torch.arange(new_size, device=device, dtype=dtype) + 0.5) * scale
     distance = (torch.arange(size, device=device, dtype=dtype) + 0.5 - centre[:, None]).abs() / stretch
     near = (1.5 * distance - 2.5) * distance.square() + 1

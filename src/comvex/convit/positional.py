@@ -64,7 +64,7 @@ def positional_factors(weight: Tensor, grid: tuple[int, int]) -> tuple[Tensor, T
 def mix_grid(value: Tensor, row_factor: Tensor, column_factor: Tensor) -> Tensor:
     """Apply the dense positional map to the values without making it: along the columns, then along the rows.
 
-    value (B, heads, N, head_dim), row_factor (heads, H, H), column_factor (heads, W, W); returns (B, heads, N, head_dim).
+    value (B, heads, N, head_dim), row_factor (heads, H, H), column_factor (heads, W, W); returns the shape of value.
     Columns go first: it takes the values as they lie in memory and leaves the rows' product without a copy.
     """
     rows, columns = row_factor.shape[-1], column_factor.shape[-1]
@@ -75,8 +75,8 @@ def mix_grid(value: Tensor, row_factor: Tensor, column_factor: Tensor) -> Tensor
 class PositionalProjection(nn.Module):
     """The positional weights of GPSA, under the names that published checkpoints give them.
 
-    ``weight`` (heads, 3) is trained. ``bias`` (heads,) is the same for every key, so that softmax ignores it: it is kept
-    for round trips of checkpoints, as a buffer that no optimiser touches.
+    ``weight`` (heads, 3) is trained. ``bias`` (heads,) is the same for every key, so that softmax ignores it: it is
+    kept for round trips of checkpoints, as a buffer that no optimiser touches.
     """
 
     def __init__(self, heads: int, *, locality_strength: float) -> None:

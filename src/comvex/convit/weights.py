@@ -80,7 +80,9 @@ def read_info(file: str | Path) -> WeightsInfo:
     try:
         content = json.loads(config_file.read_text())
         if content["format"] != FORMAT:
-            raise UserError(f"{config_file} has format {content['format']!r}: this version of comvex reads format {FORMAT}.")
+            raise UserError(
+                f"{config_file} has format {content['format']!r}: this version of comvex reads format {FORMAT}."
+            )
         entry = content["files"].get(file.name)
         if entry is None:
             raise UserError(f"{config_file} has no entry for {file.name}: it does not belong to these weights.")

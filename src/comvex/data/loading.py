@@ -107,7 +107,9 @@ class StepOrder(Sampler[list[tuple[int, int]]]):
             yield [(epoch, int(index)) for index in order[first : first + self.batch_size]]
 
 
-def training_loader(dataset: TrainingPictures, order: StepOrder, *, workers: int, pin_memory: bool) -> DataLoader[Sample]:
+def training_loader(
+    dataset: TrainingPictures, order: StepOrder, *, workers: int, pin_memory: bool
+) -> DataLoader[Sample]:
     """Batches for the steps of ``order``, the same whatever the number of worker processes."""
     return DataLoader(
         dataset, batch_sampler=order, num_workers=workers, collate_fn=collate, pin_memory=pin_memory

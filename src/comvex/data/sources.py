@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class PictureSet:
-    """Pictures with labels: files that are read when asked for, or 8-bit grey pictures (num, height, width) in memory."""
+    """Pictures with labels: files, read when asked for, or 8-bit grey pictures (num, height, width) in memory."""
 
     pictures: Sequence[Path] | NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -54,7 +55,7 @@ class PictureSet:
         """The pictures for which ``chosen`` (num,) is true, in the same order."""
         if isinstance(self.pictures, np.ndarray):
             return PictureSet(self.pictures[chosen], self.labels[chosen])
-        return PictureSet([self.pictures[index] for index in np.flatnonzero(chosen)], self.labels[chosen])
+        return PictureSet([self.pictures[index] for index in np.flatnonzero(chosen).tolist()], self.labels[chosen])
 
     def fingerprint(self) -> str:
         """A short hash of the pictures' names (or pixels) and labels, to notice that the data have changed."""
@@ -114,7 +115,9 @@ def open_data(name: str, *, split_seed: int = 0, fraction: float = 1.0, val_frac
     else:
         near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"There is no data set {name!r}: {hint}Give a folder of class folders, or {' or '.join(NAMES)}.")
+        raise UserError(
+            f"There is no data set {name!r}: {hint}Give a folder of class folders, or {' or '.join(NAMES)}."
+        )
     if fraction < 1:
         data = replace(data, train=data.train.where(stratified_share(data.train.labels, fraction, seed=split_seed)))
     if data.val is None:
@@ -130,11 +133,11 @@ def open_data(name: str, *, split_seed: int = 0, fraction: float = 1.0, val_frac
 
 
 def digits(*, split_seed: int) -> DataSet:
-    """Scikit-learn's handwritten digits: 1,797 grey pictures of 8 x 8 pixels, a stratified fifth of them for the test."""
+    """Scikit-learn's handwritten digits: 1,797 grey pictures of 8 x 8 pixels, a stratified fifth for the test."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import StratifiedShuffleSplit
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     pictures = PictureSet(np.round(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.astype(np.int64))
     split = StratifiedShuffleSplit(n_splits=1, test_size=0.2, random_state=split_seed)
     train_indices, _ = next(split.split(bunch.data, bunch.target))
@@ -193,7 +196,9 @@ def read_idx_pair(folder: Path, part: str) -> PictureSet:
     pictures = read_idx(folder, f"{part}-images-idx3-ubyte")
     labels = read_idx(folder, f"{part}-labels-idx1-ubyte")
     if pictures.ndim != 3 or labels.ndim != 1 or len(pictures) != len(labels):
-        raise UserError(f"{folder} has {part} pictures {pictures.shape} and labels {labels.shape}: they do not belong together.")
+        raise UserError(
+            f"{folder} has {part} pictures {pictures.shape} and labels {labels.shape}: they do not belong together."
+        )
     return PictureSet(pictures, labels.astype(np.int64))
 
 
@@ -263,7 +268,7 @@ def picture_files(root: Path) -> Iterator[Path]:
 
 
 def list_pictures(root: Path, classes: tuple[str, ...]) -> PictureSet:
-    """All pictures of the class folders in ``root``; raises ``ValueError`` for a class folder that is not in ``classes``."""
+    """All pictures of the class folders in ``root``; raises ``ValueError`` for a class that is not in ``classes``."""
     unknown = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")} - set(classes)
     strangers = sorted(name for name in unknown if next(picture_files(root / name), None) is not None)
     if strangers:

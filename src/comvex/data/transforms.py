@@ -32,7 +32,8 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
         """The inverse of ``to_dict``, also after a way through JSON, which has no tuples."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        height, width = values["image_size"]
+        return cls((height, width), values["channels"], tuple(values["mean"]), tuple(values["std"]))
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """Resize so that the picture covers the size (bicubic, antialiased), crop the middle, scale, normalise.
@@ -47,6 +48,7 @@ class Preprocessing:
         ``mirrored`` says whether flipping is right for these pictures if the augmentation leaves that open.
         """
         steps: list[Any] = []
+        fill: Any = [round(255 * value) for value in self.mean] if self.channels > 1 else 0
         if augmentation.smallest_crop < 1:
             scale = (augmentation.smallest_crop, 1.0)
             steps.append(T.RandomResizedCrop(self.image_size, scale, interpolation=T.InterpolationMode.BICUBIC))
@@ -59,7 +61,7 @@ class Preprocessing:
                 scale=(1 - augmentation.zoom, 1 + augmentation.zoom),
                 shear=augmentation.shear or None,
                 interpolation=T.InterpolationMode.BILINEAR,
-                fill=[round(255 * value) for value in self.mean] if self.channels > 1 else 0,
+                fill=fill,
             )
             steps.append(affine)
         flip = augmentation.horizontal_flip

@@ -69,7 +69,9 @@ def evaluate(
     model.train(was_training)
     total = int(confusion.sum())
     if total == 0:
-        raise UserError(f"None of the pictures could be read; the first: {unreadable[0] if unreadable else 'there is none'}")
+        raise UserError(
+            f"None of the pictures could be read; the first: {unreadable[0] if unreadable else 'there is none'}"
+        )
     return Evaluation(
         top1=100 * correct[1] / total,
         top1_interval=wilson_interval(correct[1], total),

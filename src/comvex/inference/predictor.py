@@ -124,8 +124,8 @@ def predict_files(
 def load(source: str | Path, *, device: str = "auto") -> Predictor:
     """The predictor of a run folder (its best weights) or of a weights file.
 
-    ``device`` is "auto", "cpu", "cuda" or "mps". Raises ``ValueError`` if there is no such run, or its files are damaged
-    or of another version.
+    ``device`` is "auto", "cpu", "cuda" or "mps". Raises ``ValueError`` if there is no such run, or its files are
+    damaged or of another version.
     """
     file = best_weights(Path(source)) if Path(source).suffix != ".safetensors" else Path(source)
     model, info = load_model(file), read_info(file)

@@ -34,7 +34,11 @@ def evaluation_data(source: Path, data: str | None) -> DataSet:
 def check_classes(predictor: Predictor, data: DataSet) -> None:
     if data.classes != predictor.labels:
         missing = [name for name in data.classes if name not in predictor.labels]
-        detail = f"it does not know {missing[0]!r}" if missing else f"it has {len(predictor.labels)}, in another order or number"
+        detail = (
+            f"it does not know {missing[0]!r}"
+            if missing
+            else f"it has {len(predictor.labels)}, in another order or number"
+        )
         raise UserError(f"The model's classes are not those of {data.name}: {detail}.")
 
 

@@ -48,7 +48,7 @@ def build_preprocessing(config: ConViTConfig, data: DataSet) -> Preprocessing:
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019); vectors and the model's ``no_weight_decay`` names are not decayed."""
-    from timm.optim import create_optimizer_v2
+    from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 
     return create_optimizer_v2(model, opt="adamw", lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 

@@ -38,7 +38,9 @@ class Checkpoint:
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state as named tensors: "INDEX.NAME" for the parameter at that place."""
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": torch.as_tensor(value) for index, values in state.items() for name, value in values.items()}
+    return {
+        f"{index}.{name}": torch.as_tensor(value) for index, values in state.items() for name, value in values.items()
+    }
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -62,7 +64,9 @@ def save_checkpoint(
         "optimizer.safetensors": save_tensors(optimizer_tensors(optimizer), unfinished / "optimizer.safetensors"),
     }
     body = json.dumps({"step": step, "sha256": sums, "state": state})
-    write_text(unfinished / "state.json", json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "body": body}))
+    write_text(
+        unfinished / "state.json", json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "body": body})
+    )
     if complete.exists():  # it was damaged: the run went on from the one before and has come here again
         shutil.rmtree(complete)
     unfinished.rename(complete)

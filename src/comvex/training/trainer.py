@@ -80,9 +80,9 @@ def _train(recipe: Recipe, out: Path, options: Options) -> dict[str, Any]:
     start = record.resume(model, optimizer, sums)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     LOGGER.info(
-        "%s: %d training, %d validation, %d test pictures, %d classes; %d parameters, %d x %d pixels; step %d of %d on %s",
+        "%s: %d training, %d validation, %d test pictures, %d classes; %d parameters, %d x %d pixels; %d steps on %s",
         data.name, len(data.train), len(data.val or ()), len(data.test or ()), len(data.classes),
-        num_parameters, *preprocessing.image_size, start, num_steps, device,
+        num_parameters, *preprocessing.image_size, num_steps, device,
     )  # fmt: skip
 
     # Loop
