@@ -42,8 +42,6 @@ class Train:
         from comvex.training.trainer import train
 
         out = self.out if self.out is not None else default_out(self.recipe)
-        if not self.json:
-            print(f"run folder: {out}", file=sys.stderr)
         summary = train(self.recipe, out, options=self.options)
         if self.json:
             print(json.dumps({"run": str(out), **summary}))

@@ -79,8 +79,11 @@ class Preprocessing:
     def _cover(self, picture: Image.Image) -> Image.Image:
         """The picture at the smallest size with its own aspect ratio that covers ``image_size``."""
         height, width = self.image_size
-        factor = max(height / picture.height, width / picture.width)
-        size = (max(width, round(picture.width * factor)), max(height, round(picture.height * factor)))
+        if height * picture.width >= width * picture.height:  # wider than the size wanted: the height decides
+            width = height * picture.width // picture.height
+        else:
+            height = width * picture.height // picture.width
+        size = (width, height)
         return picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC)
 
     def _to_tensor(self) -> list[Any]:

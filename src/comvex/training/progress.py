@@ -15,15 +15,19 @@ LOGGER = logging.getLogger("comvex")
 
 @contextmanager
 def log_to(file: Path) -> Iterator[None]:
-    """Within it the messages of comvex go to a file, and to standard error if that is no terminal."""
+    """Within it the messages of comvex go to a file and to standard error.
+
+    Debug messages, such as the line per epoch, are left out in a terminal: there the progress bar says the same.
+    """
     file_handler = logging.FileHandler(file, encoding="utf-8")
     file_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    handlers: list[logging.Handler] = [file_handler]
-    if not Console(stderr=True).is_terminal:
-        handlers.append(logging.StreamHandler())
+    screen_handler = logging.StreamHandler()
+    screen_handler.setLevel(logging.INFO if Console(stderr=True).is_terminal else logging.DEBUG)
+    handlers: list[logging.Handler] = [file_handler, screen_handler]
+    level = LOGGER.level
+    LOGGER.setLevel(logging.DEBUG)
     for handler in handlers:
         LOGGER.addHandler(handler)
-    level, LOGGER.level = LOGGER.level, logging.INFO
     try:
         yield
     finally:

@@ -148,7 +148,7 @@ class RunRecord:
         assert self.board is not None
         for name in ("learning_rate", "train_loss", "val_loss", "val_top1", "val_top5"):
             self.board.add_scalar(name, row[name], step)
-        LOGGER.info(
+        LOGGER.debug(
             "epoch %d, step %d: training loss %.4f, validation loss %.4f, top-1 %.2f %%",
             row["epoch"], step, row["train_loss"], row["val_loss"], row["val_top1"],
         )  # fmt: skip

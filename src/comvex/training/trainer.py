@@ -8,18 +8,21 @@ import math
 import shutil
 import time
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import comvex
 from comvex import run_folder
+from comvex.convit.config import ConViTConfig
 from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.convit.weights import load_model
-from comvex.data.loading import Batch, StepOrder, TrainingPictures, evaluation_loader, training_loader
+from comvex.data.loading import Batch, Sample, StepOrder, TrainingPictures, evaluation_loader, training_loader
 from comvex.data.sources import DataSet, PictureSet, open_data
 from comvex.data.transforms import Preprocessing
 from comvex.device import choose_device
@@ -37,66 +40,85 @@ INITIAL_WEIGHTS, STEP = 11, 12
 """Purposes that a seed is derived for."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A recipe brought together with its data and the machine, all of it checked."""
+
+    recipe: Recipe
+    options: Options
+    data: DataSet
+    config: ConViTConfig
+    preprocessing: Preprocessing
+    num_steps: int
+    device: torch.device
+
+
+def make_plan(recipe: Recipe, options: Options) -> Plan:
+    """Open the data and settle what the recipe leaves open; raises ``ValueError`` for whatever does not fit."""
+    data = open_data(
+        recipe.data, split_seed=recipe.split_seed, fraction=recipe.fraction, val_fraction=recipe.val_fraction
+    )
+    config = build_config(recipe.model, data)
+    return Plan(
+        recipe=recipe,
+        options=options,
+        data=data,
+        config=config,
+        preprocessing=build_preprocessing(config, data),
+        num_steps=recipe.num_steps(len(data.train)),
+        device=choose_device(options.device),
+    )
+
+
 def train(recipe: Recipe, out: Path, *, options: Options | None = None) -> dict[str, Any]:
     """Carry out a recipe in a run folder and return its summary; safe to repeat at any time.
 
     A new folder starts a run, an unfinished run of the same recipe goes on from its last checkpoint with results
     identical to an uninterrupted one, a finished run gives its summary at once.
 
-    Raises ``ValueError`` for data or values that do not fit, a folder that holds something else or another recipe, or a
-    loss that is no longer finite.
+    Raises ``ValueError`` for data or values that do not fit (nothing is written then), a folder that holds something
+    else or another recipe, or a loss that is no longer finite.
     """
     options = options or Options()
-    prepare_folder(recipe, out, overwrite=options.overwrite)
+    check_folder(recipe, out, overwrite=options.overwrite)
     summary = run_folder.read_summary(out)
-    if summary is not None:
+    if summary is not None and not options.overwrite:
         return summary
-    with log_to(out / "log.txt"):
-        return _train(recipe, out, options)
-
-
-def _train(recipe: Recipe, out: Path, options: Options) -> dict[str, Any]:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    device = choose_device(options.device)
+    plan = make_plan(recipe, options)
+    begin_folder(recipe, out, overwrite=options.overwrite)
+    with log_to(out / "log.txt"):
+        return carry_out(plan, out)
 
-    # Data
-    data = open_data(
-        recipe.data, split_seed=recipe.split_seed, fraction=recipe.fraction, val_fraction=recipe.val_fraction
-    )
-    config = build_config(recipe.model, data)
-    preprocessing = build_preprocessing(config, data)
-    num_steps = recipe.num_steps(len(data.train))
 
-    # Model and optimiser
+def carry_out(plan: Plan, out: Path) -> dict[str, Any]:
+    """The run itself: model, optimiser, resume, loop, evaluation."""
+    recipe, data, device, num_steps = plan.recipe, plan.data, plan.device, plan.num_steps
+
     torch.manual_seed(derive_seed(recipe.seed, INITIAL_WEIGHTS))
-    model = ConViTWithLinearClassifier(config).to(device)
+    model = ConViTWithLinearClassifier(plan.config).to(device)
     optimizer = build_optimizer(model, recipe)
     schedule = build_schedule(optimizer, recipe, num_steps)
-
-    # First to resume, then from scratch
-    record = RunRecord(out, data=data, config=config, preprocessing=preprocessing)
-    sums = EpochSums(torch.zeros((), device=device))
-    start = record.resume(model, optimizer, sums)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     LOGGER.info(
-        "%s: %d training, %d validation, %d test pictures, %d classes; %d parameters, %d x %d pixels; %d steps on %s",
-        data.name, len(data.train), len(data.val or ()), len(data.test or ()), len(data.classes),
-        num_parameters, *preprocessing.image_size, num_steps, device,
+        "%s: %d classes, %d training, %d validation, %d test pictures; %d parameters, %d x %d pixels; %d steps on %s",
+        data.name, len(data.classes), len(data.train), len(data.val or ()), len(data.test or ()),
+        num_parameters, *plan.preprocessing.image_size, num_steps, device,
     )  # fmt: skip
 
-    # Loop
+    # First to resume, then from scratch
+    record = RunRecord(out, data=data, config=plan.config, preprocessing=plan.preprocessing)
+    sums = EpochSums(torch.zeros((), device=device))
+    start = record.resume(model, optimizer, sums)
+
     order = StepOrder(len(data.train), recipe.batch_size, seed=recipe.seed, start=start, stop=num_steps)
-    transform = preprocessing.training_transform(recipe.augment, mirrored=data.mirrored)
-    pictures = TrainingPictures(data.train, transform, channels=preprocessing.channels, seed=recipe.seed)
-    workers = num_workers(data.train, options)
-    loader = training_loader(pictures, order, workers=workers, pin_memory=device.type == "cuda")
     num_epochs = math.ceil(num_steps / order.steps_per_epoch)
     model.train()
     last_saved, last_shown = time.monotonic(), -math.inf
     with closing(record), training_progress() as progress:
         task = progress.add_task("training", total=num_steps, completed=start, note="")
-        for step, batch in enumerate(loader, start=start + 1):
+        for step, batch in enumerate(training_batches(plan, order), start=start + 1):
             schedule.step_update(step - 1)
             record.add_unreadable(batch.unreadable)
             if len(batch.labels):
@@ -104,24 +126,31 @@ def _train(recipe: Recipe, out: Path, options: Options) -> dict[str, Any]:
                 sums.add(training_step(model, optimizer, batch, recipe, device), len(batch.labels))
             finished = step == num_steps
             if finished or step % order.steps_per_epoch == 0:
-                evaluation = evaluate_part(model, data, "val", preprocessing, options, device)
+                evaluation = evaluate_part(model, plan, "val")
                 record.end_epoch(model, sums, evaluation, step=step, learning_rate=optimizer.param_groups[0]["lr"])
                 sums = EpochSums(torch.zeros((), device=device))
-            if finished or time.monotonic() - last_saved > options.checkpoint_seconds:
+            if finished or time.monotonic() - last_saved > plan.options.checkpoint_seconds:
                 record.save_checkpoint(model, optimizer, sums, step=step)
                 last_saved = time.monotonic()
             if finished or time.monotonic() - last_shown > 0.5:
-                epoch = math.ceil(step / order.steps_per_epoch)
-                description = f"epoch {epoch}/{num_epochs}"
+                description = f"epoch {math.ceil(step / order.steps_per_epoch)}/{num_epochs}"
                 progress.update(task, completed=step, description=description, note=record.note(sums))
                 last_shown = time.monotonic()
 
-    # Evaluate: the test pictures are touched here, once, by the weights that were best in validation
+    # The test pictures are touched here, once, by the weights that were best in validation
     record.save_weights(model, run_folder.LAST_WEIGHTS, record.history[-1])
     best = load_model(out / run_folder.BEST_WEIGHTS).to(device)
     part = "test" if data.test is not None and len(data.test) else "val"
-    evaluation = evaluate_part(best, data, part, preprocessing, options, device)
-    return record.finish(evaluation, part=part, num_parameters=num_parameters)
+    return record.finish(evaluate_part(best, plan, part), part=part, num_parameters=num_parameters)
+
+
+def training_batches(plan: Plan, order: StepOrder) -> DataLoader[Sample]:
+    """Augmented batches for the steps of ``order``."""
+    transform = plan.preprocessing.training_transform(plan.recipe.augment, mirrored=plan.data.mirrored)
+    channels, seed = plan.preprocessing.channels, plan.recipe.seed
+    pictures = TrainingPictures(plan.data.train, transform, channels=channels, seed=seed)
+    workers = num_workers(plan.data.train, plan.options)
+    return training_loader(pictures, order, workers=workers, pin_memory=plan.device.type == "cuda")
 
 
 def training_step(
@@ -137,18 +166,13 @@ def training_step(
     return loss
 
 
-def evaluate_part(
-    model: nn.Module, data: DataSet, part: str, preprocessing: Preprocessing, options: Options, device: torch.device
-) -> Evaluation:
-    pictures = data.part(part)
-    loader = evaluation_loader(
-        pictures,
-        preprocessing.transform(),
-        channels=preprocessing.channels,
-        batch_size=256,
-        workers=num_workers(pictures, options),
-    )
-    return evaluate(model, loader, num_classes=len(data.classes), device=device)
+def evaluate_part(model: nn.Module, plan: Plan, part: str) -> Evaluation:
+    """Evaluate on the training, validation or test pictures."""
+    pictures = plan.data.part(part)
+    transform, channels = plan.preprocessing.transform(), plan.preprocessing.channels
+    workers = num_workers(pictures, plan.options)
+    loader = evaluation_loader(pictures, transform, channels=channels, batch_size=256, workers=workers)
+    return evaluate(model, loader, num_classes=len(plan.data.classes), device=plan.device)
 
 
 def num_workers(pictures: PictureSet, options: Options) -> int:
@@ -158,26 +182,31 @@ def num_workers(pictures: PictureSet, options: Options) -> int:
     return 0 if pictures.in_memory else min(8, torch.get_num_threads())
 
 
-def prepare_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
-    """Make a run folder, or make sure that the one that is there is of this recipe.
+def check_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
+    """Make sure that a run may use this folder.
 
     Raises ``ValueError`` if it holds something else (always) or another recipe (without ``overwrite``).
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: --out must be a new folder or a run folder.")
-    values = json.loads(json.dumps(recipe.to_dict()))
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / run_folder.RECIPE).exists():
-            raise UserError(f"The folder {out} holds something else than a run: choose another --out.")
-        if overwrite:
-            shutil.rmtree(out)
-        else:
-            found = differences(run_folder.read_recipe(out), values)
-            if found:
-                raise UserError(
-                    f"The run folder {out} has another recipe ({'; '.join(found)}): choose another --out, or "
-                    "--overwrite to start again."
-                )
-            return
-    content = {"format": run_folder.FORMAT, "comvex": comvex.__version__, "recipe": values}
-    write_text(out / run_folder.RECIPE, json.dumps(content, indent=2) + "\n")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / run_folder.RECIPE).exists():
+        raise UserError(f"The folder {out} holds something else than a run: choose another --out.")
+    if overwrite:
+        return
+    found = differences(run_folder.read_recipe(out), recipe.to_dict())
+    if found:
+        raise UserError(
+            f"The run folder {out} has another recipe ({'; '.join(found)}): choose another --out, or --overwrite to "
+            "start again."
+        )
+
+
+def begin_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
+    """Make the run folder and write its recipe, unless it is there; with ``overwrite`` what is there goes first."""
+    if overwrite and out.is_dir():
+        shutil.rmtree(out)
+    if not (out / run_folder.RECIPE).exists():
+        content = {"format": run_folder.FORMAT, "comvex": comvex.__version__, "recipe": recipe.to_dict()}
+        write_text(out / run_folder.RECIPE, json.dumps(content, indent=2) + "\n")

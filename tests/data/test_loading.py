@@ -1,0 +1,108 @@
+"""Batches: what is in them depends on the seed and the step alone."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from comvex.data.augmentation import Augmentation
+from comvex.data.loading import EvaluationPictures, StepOrder, TrainingPictures, evaluation_loader, training_loader
+from comvex.data.sources import PictureSet, open_data
+from comvex.data.transforms import Preprocessing
+
+PREPROCESSING = Preprocessing((8, 8), 1, (0.3,), (0.4,))
+
+
+@given(
+    num=st.integers(1, 60),
+    batch=st.integers(1, 20),
+    seed=st.integers(0, 2**40),
+    stop=st.integers(1, 40),
+    start=st.integers(0, 40),
+)
+def test_a_resumed_order_is_the_rest_of_the_whole_order(num, batch, seed, stop, start):
+    start = min(start, stop)
+    whole = list(StepOrder(num, batch, seed=seed, start=0, stop=stop))
+    assert list(StepOrder(num, batch, seed=seed, start=start, stop=stop)) == whole[start:]
+    assert len(whole) == stop
+
+
+@given(num=st.integers(1, 60), batch=st.integers(1, 20), seed=st.integers(0, 2**40))
+def test_an_epoch_shows_no_picture_twice_and_leaves_out_less_than_a_batch(num, batch, seed):
+    steps = max(1, num // batch)
+    shown = [key for step in StepOrder(num, batch, seed=seed, start=steps, stop=2 * steps) for key in step]
+    assert {epoch for epoch, _ in shown} == {1}
+    indices = [index for _, index in shown]
+    assert len(set(indices)) == len(indices) > num - batch
+    assert set(indices) <= set(range(num))
+
+
+def batches(workers, *, seed=5, start=0):
+    pictures = open_data("digits").train
+    transform = PREPROCESSING.training_transform(Augmentation(horizontal_flip=0.5), mirrored=False)
+    order = StepOrder(len(pictures), 32, seed=seed, start=start, stop=45)
+    dataset = TrainingPictures(pictures, transform, channels=1, seed=seed)
+    return list(training_loader(dataset, order, workers=workers, pin_memory=False))
+
+
+def test_the_number_of_workers_and_where_one_starts_change_nothing():
+    alone = batches(0)
+    for others, skipped in ((batches(2), 0), (batches(0, start=41), 41)):
+        assert len(others) == 45 - skipped
+        for one, other in zip(alone[skipped:], others, strict=True):
+            assert torch.equal(one.pictures, other.pictures)
+            assert torch.equal(one.labels, other.labels)
+
+
+def test_a_picture_looks_different_in_another_epoch_and_for_another_seed():
+    pictures = open_data("digits").train
+    transform = PREPROCESSING.training_transform(Augmentation(), mirrored=False)
+    one, other = (TrainingPictures(pictures, transform, channels=1, seed=seed) for seed in (1, 2))
+    assert torch.equal(one[3, 7].picture, one[3, 7].picture)
+    assert not torch.equal(one[3, 7].picture, one[4, 7].picture)
+    assert not torch.equal(one[3, 7].picture, other[3, 7].picture)
+
+
+def test_loading_a_picture_leaves_the_global_generator_as_it_was():
+    pictures = open_data("digits").train
+    dataset = TrainingPictures(
+        pictures, PREPROCESSING.training_transform(Augmentation(), mirrored=True), channels=1, seed=1
+    )
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    dataset[0, 0]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_unreadable_pictures_are_left_out_of_their_batch_and_named(tmp_path):
+    files = []
+    for index in range(5):
+        files.append(tmp_path / f"{index}.png")
+        Image.new("L", (8, 8), 40 * index).save(files[-1])
+    files[3].write_text("no picture")
+    pictures = PictureSet(files, np.arange(5))
+    transform = PREPROCESSING.transform()
+    [batch] = evaluation_loader(pictures, transform, channels=1, batch_size=8, workers=0)
+    assert batch.labels.tolist() == [0, 1, 2, 4]
+    assert batch.pictures.shape == (4, 1, 8, 8)
+    [message] = batch.unreadable
+    assert str(files[3]) in message
+
+    [empty] = evaluation_loader(
+        PictureSet(files[3:4], np.zeros(1, np.int64)), transform, channels=1, batch_size=8, workers=0
+    )
+    assert len(empty.labels) == 0
+    assert len(empty.unreadable) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_shows_each_picture_once_in_order(workers):
+    pictures = open_data("digits").test
+    transform = PREPROCESSING.transform()
+    loader = evaluation_loader(pictures, transform, channels=1, batch_size=50, workers=workers)
+    labels = torch.cat([batch.labels for batch in loader])
+    np.testing.assert_array_equal(labels.numpy(), pictures.labels)
+    assert len(EvaluationPictures(pictures, transform, channels=1)) == 360

@@ -1,0 +1,158 @@
+"""What names and folders stand for."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import StratifiedShuffleSplit
+
+from comvex.data import sources
+from comvex.data.sources import open_data, read_idx
+
+
+def write_pictures(folder, num, *, value=0):
+    folder.mkdir(parents=True)
+    for index in range(num):
+        Image.new("RGB", (12, 10), (value, index, 0)).save(folder / f"{index}.png")
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_digits_are_split_as_scikit_learn_splits_them(seed):
+    data = open_data("digits", split_seed=seed)
+    bunch = load_digits()
+    split = StratifiedShuffleSplit(n_splits=1, test_size=0.2, random_state=seed)
+    train, test = next(split.split(bunch.data, bunch.target))
+    assert len(data.train) + len(data.val) == len(train) == 1437
+    np.testing.assert_array_equal(data.test.labels, bunch.target[np.sort(test)])
+    first = np.asarray(data.test.read(0, channels=1)) / 255 * 16
+    np.testing.assert_allclose(first, bunch.images[np.sort(test)[0]], atol=0.04)  # half a step of 8 bits, times 16/255
+
+
+def test_no_picture_is_in_two_parts():
+    data = open_data("digits", split_seed=3)
+    pictures = [part.pictures for part in (data.train, data.val, data.test)]
+    assert sum(map(len, pictures)) == 1797
+    unique = {picture.tobytes() for part in pictures for picture in part}
+    everything = {picture.tobytes() for picture in np.round(load_digits().images * (255 / 16)).astype(np.uint8)}
+    assert unique == everything
+
+
+@pytest.mark.skipif(
+    not (sources.SYSTEM_DATASETS[0] / "fashion-mnist").is_dir(), reason="Fashion-MNIST is not installed"
+)
+def test_one_percent_of_fashion_mnist_is_sixty_pictures_of_each_class():
+    data = open_data("fashion-mnist", fraction=0.01)
+    labels = np.concatenate([data.train.labels, data.val.labels])
+    np.testing.assert_array_equal(np.bincount(labels), [60] * 10)
+    assert len(data.test) == 10_000
+    assert data.train.read(0, channels=1).size == (28, 28)
+
+
+def test_fashion_mnist_that_cannot_be_had_says_what_to_do(monkeypatch, tmp_path):
+    import torchvision.datasets
+
+    def no_network(*_, **__):
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr(sources, "SYSTEM_DATASETS", (tmp_path,))
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", no_network)
+    with pytest.raises(ValueError, match="install the system package dataset-fashion-mnist"):
+        open_data("fashion-mnist")
+
+
+def test_idx_files_are_read_compressed_or_not_and_damage_is_named(tmp_path):
+    content = struct.pack(">BBBBII", 0, 0, 8, 2, 2, 3) + bytes(range(6))
+    (tmp_path / "plain").write_bytes(content)
+    (tmp_path / "packed.gz").write_bytes(gzip.compress(content))
+    for name in ("plain", "packed"):
+        np.testing.assert_array_equal(read_idx(tmp_path, name), [[0, 1, 2], [3, 4, 5]])
+    (tmp_path / "short").write_bytes(content[:-1])
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(content)[:-9])
+    for name in ("short", "cut", "missing"):
+        with pytest.raises(ValueError, match=f"{name}.* cannot be read"):
+            read_idx(tmp_path, name)
+
+
+def test_a_folder_of_class_folders_is_split_by_class(tmp_path):
+    write_pictures(tmp_path / "cat", 20)
+    write_pictures(tmp_path / "dog" / "deeper", 40)
+    data = open_data(str(tmp_path))
+    assert data.classes == ("cat", "dog")
+    assert [np.bincount(part.labels).tolist() for part in (data.test, data.val, data.train)] == [
+        [4, 8],
+        [2, 3],
+        [14, 29],
+    ]
+    files = [file for part in (data.train, data.val, data.test) for file in part.pictures]
+    assert len(set(files)) == 60
+
+
+def test_parts_that_a_folder_has_are_used_as_they_are(tmp_path):
+    for part, num in (("train", 30), ("val", 4), ("test", 6)):
+        for label in ("a", "b"):
+            write_pictures(tmp_path / part / label, num)
+    data = open_data(str(tmp_path))
+    assert [len(part) for part in (data.train, data.val, data.test)] == [60, 8, 12]
+    assert all(file.parts[-3] == "val" for file in data.val.pictures)
+
+
+def test_without_val_some_training_pictures_are_set_aside_and_without_test_there_is_none(tmp_path):
+    for label in ("a", "b"):
+        write_pictures(tmp_path / "train" / label, 30)
+    data = open_data(str(tmp_path), val_fraction=0.2)
+    assert (len(data.train), len(data.val), data.test) == (48, 12, None)
+    with pytest.raises(ValueError, match="has no test pictures"):
+        data.part("test")
+
+
+def test_hidden_files_other_files_and_loops_of_links_are_left_out(tmp_path):
+    for label in ("a", "b"):
+        write_pictures(tmp_path / label, 10)
+    write_pictures(tmp_path / ".cache", 3)
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    (tmp_path / "a" / "._1.png").write_text("x")
+    (tmp_path / "a" / "UPPER.JPG").write_bytes((tmp_path / "a" / "0.png").read_bytes())
+    (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "empty class").mkdir()
+    data = open_data(str(tmp_path))
+    assert data.classes == ("a", "b")
+    assert len(data.train) + len(data.val) + len(data.test) == 21
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: None, "has no pictures"),
+        (lambda root: write_pictures(root / "only", 5), "one class only, 'only'"),
+        (lambda root: (root / "a").mkdir(), "has no pictures"),
+        (lambda root: [write_pictures(root / "train" / x, 5) for x in "ab"] + [(root / "test").mkdir()], "no pictures"),
+        (lambda root: [write_pictures(root / x, 5) for x in ("train/a", "train/b", "val/c")], "has the class 'c'"),
+        (lambda root: [write_pictures(root / x, 1) for x in "ab"], "0 to validate"),
+    ],
+)
+def test_folders_that_cannot_be_trained_on_are_refused_by_name(tmp_path, make, message):
+    make(tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_data(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_unknown_names_and_values_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="did you mean 'fashion-mnist'"):
+        open_data("fashion_mnist")
+    with pytest.raises(ValueError, match="fraction is 0"):
+        open_data("digits", fraction=0)
+    with pytest.raises(ValueError, match="val_fraction is 1"):
+        open_data("digits", val_fraction=1)
+
+
+def test_the_fingerprint_changes_when_files_come_or_go(tmp_path):
+    for label in ("a", "b"):
+        write_pictures(tmp_path / label, 10)
+    before, again = (open_data(str(tmp_path)).train.fingerprint() for _ in range(2))
+    (tmp_path / "a" / "3.png").unlink()
+    (tmp_path / "a" / "4.png").unlink()
+    assert before == again != open_data(str(tmp_path)).train.fingerprint()

@@ -1,0 +1,70 @@
+"""From a picture to the model's input."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
+from timm.data import create_transform
+
+from comvex.data.augmentation import Augmentation
+from comvex.data.transforms import Preprocessing
+from comvex.randomness import torch_seeded
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_evaluation_equals_timms_without_a_margin(name, turned):
+    picture = Image.fromarray(load_sample_image(name))
+    if turned:
+        picture = picture.transpose(Image.Transpose.ROTATE_90)
+    ours = Preprocessing((224, 224), 3, MEAN, STD).transform()(picture)
+    theirs = create_transform((3, 224, 224), interpolation="bicubic", mean=MEAN, std=STD, crop_pct=1.0)(picture)
+    assert ours.shape == (3, 224, 224)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 900), (900, 40), (7, 33), (64, 32)])
+def test_any_picture_becomes_the_size_asked_for(size):
+    picture = Image.new("RGB", size, (10, 200, 30))
+    preprocessing = Preprocessing((64, 32), 3, MEAN, STD)
+    for transform in (
+        preprocessing.transform(),
+        preprocessing.training_transform(Augmentation(smallest_crop=0.5), mirrored=True),
+    ):
+        assert transform(picture).shape == (3, 64, 32)
+
+
+def test_a_picture_of_the_right_size_is_only_normalised():
+    values = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    tensor = Preprocessing((28, 28), 1, (0.25,), (0.5,)).transform()(Image.fromarray(values))
+    torch.testing.assert_close(tensor, (torch.from_numpy(values)[None] / 255 - 0.25) / 0.5)
+
+
+def test_digits_are_not_mirrored_unless_asked_to():
+    picture = Image.fromarray(np.tile(np.arange(0, 256, 32, dtype=np.uint8), (8, 1)))  # brighter to the right
+    still = Augmentation(rotation=0, translation=0, zoom=0, random_erasing=0)
+    preprocessing = Preprocessing((8, 8), 1, (0.0,), (1.0,))
+
+    def share_mirrored(augmentation: Augmentation, *, mirrored: bool) -> float:
+        transform = preprocessing.training_transform(augmentation, mirrored=mirrored)
+        flips = []
+        for seed in range(200):
+            with torch_seeded(seed):
+                row = transform(picture)[0, 0]
+            flips.append(bool(row[0] > row[-1]))
+        return sum(flips) / len(flips)
+
+    assert share_mirrored(still, mirrored=False) == 0
+    assert 0.35 < share_mirrored(still, mirrored=True) < 0.65
+    always = Augmentation(rotation=0, translation=0, zoom=0, random_erasing=0, horizontal_flip=1.0)
+    assert share_mirrored(always, mirrored=False) == 1
+
+
+def test_preprocessing_survives_the_way_through_json():
+    import json
+
+    preprocessing = Preprocessing((96, 64), 3, MEAN, STD)
+    assert Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict()))) == preprocessing
