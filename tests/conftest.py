@@ -1,7 +1,9 @@
-"""What every test shares: two threads, a fixed seed, and property tests that draw the same cases on every run."""
+"""What every test shares: one thread, a fixed seed, and property tests that draw the same cases on every run."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,10 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-torch.set_num_threads(2)
+from comvex.training.recipe import Architecture, Recipe
+from comvex.training.trainer import train
+
+torch.set_num_threads(1)  # small models: a second thread costs more than it brings, most of all on a busy machine
 settings.register_profile("deterministic", derandomize=True, deadline=None, database=None, max_examples=40)
 settings.load_profile("deterministic")
 
@@ -42,3 +47,18 @@ def unchanged() -> Callable[[nn.Module], AbstractContextManager[None]]:
             assert tensor._version == version, name
 
     return watch
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a very small ConViT on the digits; not to be changed."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    model = Architecture(dim=32, num_local_layers=1, num_nonlocal_layers=1)
+    train(Recipe(model=model, epochs=6, batch_size=32, learning_rate=3e-3), out)
+    return out
+
+
+@pytest.fixture
+def small_run_copy(small_run: Path, tmp_path: Path) -> Path:
+    """The same run, to be damaged."""
+    return Path(shutil.copytree(small_run, tmp_path / "copy"))

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from comvex.convit.config import ConViTConfig, as_pair
+from comvex.data.reading import CHANNEL_MODES
 from comvex.data.sources import DataSet
 from comvex.data.transforms import Preprocessing
+from comvex.errors import UserError
 from comvex.training.recipe import Architecture, Recipe
 
 
@@ -23,7 +25,9 @@ def build_config(architecture: Architecture, data: DataSet) -> ConViTConfig:
         for name, value in dataclasses.asdict(architecture).items()
         if value is not None and name not in ("preset", "channels")
     }
-    given["image_channel"] = architecture.channels or data.channels
+    given["image_channel"] = architecture.channels if architecture.channels is not None else data.channels
+    if given["image_channel"] not in CHANNEL_MODES:
+        raise UserError(f"channels is {architecture.channels}: pictures are read with 1 (grey) or 3 (RGB) channels.")
     given["num_classes"] = len(data.classes)
     if architecture.preset is not None:
         return ConViTConfig.from_preset(architecture.preset, **given)

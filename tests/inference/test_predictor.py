@@ -1,0 +1,108 @@
+"""A trained run as a predictor."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import comvex
+from comvex.data.sources import open_data
+
+
+def test_predictions_are_the_models_own(small_run):
+    predictor = comvex.load(small_run)
+    pictures = [open_data("digits").test.read(index, channels=1) for index in range(5)]
+    with torch.no_grad():
+        inputs = torch.stack([predictor.transform(picture) for picture in pictures])
+        expected = predictor.model(inputs).softmax(dim=1)
+    answers = predictor.predict(pictures, top=3)
+    assert [len(answer) for answer in answers] == [3] * 5
+    for answer, row in zip(answers, expected, strict=True):
+        assert [entry.label for entry in answer] == [predictor.labels[i] for i in row.argsort(descending=True)[:3]]
+        assert [entry.probability for entry in answer] == pytest.approx(row.sort(descending=True).values[:3].tolist())
+
+
+def test_files_pillow_pictures_and_arrays_give_the_same(small_run, tmp_path):
+    predictor = comvex.load(small_run)
+    picture = open_data("digits").test.read(0, channels=1)
+    picture.save(tmp_path / "digit.png")
+    forms = [tmp_path / "digit.png", str(tmp_path / "digit.png"), picture, np.asarray(picture)]
+    answers = predictor.predict(forms)
+    assert answers == [answers[0]] * 4
+    for form in forms:
+        [alone] = predictor.predict(form)
+        assert [entry.label for entry in alone] == [entry.label for entry in answers[0]]
+    assert predictor.predict([]) == []
+
+
+def test_batches_change_nothing(small_run):
+    predictor = comvex.load(small_run)
+    pictures = [open_data("digits").test.read(index, channels=1) for index in range(7)]
+    together, apart = predictor.predict(pictures), predictor.predict(pictures, batch_size=2)
+    for one, other in zip(together, apart, strict=True):
+        assert [entry.label for entry in one] == [entry.label for entry in other]
+        # float32 products of other shapes round differently
+        assert [entry.probability for entry in one] == pytest.approx([entry.probability for entry in other], abs=1e-6)
+
+
+def test_any_size_and_mode_of_picture_is_taken(small_run):
+    predictor = comvex.load(small_run)
+    for mode in ("L", "RGB", "RGBA", "CMYK", "P", "I;16", "1"):
+        for size in ((1, 1), (3, 200), (500, 300)):
+            [answer] = predictor.predict(Image.new("L", size, 77).convert(mode))
+            assert sum(entry.probability for entry in answer) <= 1 + 1e-6
+
+
+def test_what_is_no_picture_is_refused(small_run):
+    predictor = comvex.load(small_run)
+    with pytest.raises(ValueError, match=r"shape \(4, 4, 7\)"):
+        predictor.predict(np.zeros((4, 4, 7), np.uint8))
+    with pytest.raises(ValueError, match="type int"):
+        predictor.predict([3])
+    with pytest.raises(ValueError, match="There is no picture"):
+        predictor.predict("missing.png")
+
+
+def test_damaged_missing_and_foreign_weights_are_refused_by_name(small_run_copy):
+    weights = small_run_copy / "weights" / "best.safetensors"
+    config = small_run_copy / "weights" / "config.json"
+    content = config.read_text()
+
+    def refused(message):
+        with pytest.raises(ValueError, match=message):
+            comvex.load(small_run_copy)
+
+    damaged = bytearray(weights.read_bytes())
+    damaged[-5] ^= 1  # one bit inside a tensor: safetensors itself would not notice
+    weights.write_bytes(damaged)
+    load_file(weights)
+    refused("damaged: their SHA-256")
+    damaged[-5] ^= 1
+    weights.write_bytes(damaged)
+    comvex.load(small_run_copy)
+
+    config.write_text(json.dumps(json.loads(content) | {"format": 99}))
+    refused("format 99")
+    config.write_text(content[:100])
+    refused("config.json is damaged")
+    config.unlink()
+    refused("There is no file .*config.json")
+    config.write_text(content)
+    weights.unlink()
+    refused("has no weights yet")
+
+
+def test_a_weights_file_alone_is_enough(small_run):
+    weights = small_run / "weights" / "last.safetensors"
+    assert comvex.load(weights).labels == tuple("0123456789")
+
+
+def test_devices_that_are_not_there_are_refused(small_run):
+    with pytest.raises(ValueError, match="device is 'tpu'"):
+        comvex.load(small_run, device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="finds none on this machine"):
+            comvex.load(small_run, device="cuda")

@@ -1,0 +1,162 @@
+"""The command line as a person meets it: real processes, what they print, and how they end."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from comvex.cli import COMMANDS, default_out, main
+from comvex.data.sources import open_data
+from comvex.training.recipe import Recipe
+
+SMALL = ["--model.dim", "32", "--model.num-local-layers", "1", "--epochs", "1", "--threads", "1"]
+
+
+def comvex(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "comvex", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd)
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What a refused command says: one sentence on standard error, exit code 2, nothing on standard output."""
+
+    def run(*arguments: object) -> str:
+        assert main([str(argument) for argument in arguments]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        [line] = captured.err.strip().splitlines()
+        assert line.startswith("comvex: ")
+        return line
+
+    return run
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_help_answers_in_under_two_seconds_without_torch(command):
+    program = (
+        "import sys, time; start = time.perf_counter(); import comvex.cli\n"
+        "try: comvex.cli.main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'timm', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+    )
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command, "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage: comvex" in done.stdout
+    # The promise is two seconds on an idle machine; without torch it takes a third of one, so this never comes near.
+    assert time.perf_counter() - start < 20
+
+
+def test_every_setting_is_explained():
+    done = comvex("train", "--help")
+    for name in ("--data", "--fraction", "--model.preset", "--augment.rotation", "--learning-rate", "--overwrite"):
+        assert name in done.stdout
+    assert comvex("--version").stdout.startswith("comvex 0.")
+
+
+def test_train_evaluate_predict(tmp_path):
+    run = tmp_path / "run"
+    done = comvex("train", "--out", run, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "top-1 accuracy" in done.stdout
+    assert "epoch 1, step" in done.stderr
+
+    again = comvex("train", "--out", run, *SMALL, "--json")
+    summary = json.loads(again.stdout)
+    assert summary["num_pictures"] == 360
+    assert f"{summary['top1']:.2f} %" in done.stdout
+
+    evaluated = comvex("evaluate", run, "--json")
+    figures = json.loads(evaluated.stdout)
+    assert figures["top1"] == pytest.approx(summary["top1"])
+    assert figures["loss"] == pytest.approx(summary["loss"], rel=1e-5)  # other batches round differently
+    low, high = figures["top1_interval"]
+    assert low < figures["top1"] < high
+    picture = run / "evaluation" / "digits-test" / "confusion.png"
+    first = picture.read_bytes()
+    assert "kept from an earlier evaluation" in comvex("evaluate", run).stdout
+    assert picture.read_bytes() == first
+
+    files = []
+    for index in range(3):
+        files.append(tmp_path / f"{index}.png")
+        open_data("digits").test.read(index, channels=1).save(files[-1])
+    predicted = json.loads(comvex("predict", run, *files, "--top", 2, "--json").stdout)
+    assert list(predicted["predictions"]) == [str(file) for file in files]
+    assert all(len(classes) == 2 for classes in predicted["predictions"].values())
+    assert " %  " in comvex("predict", run, files[0]).stdout
+
+
+def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_still_predicted(small_run, tmp_path):
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    Image.new("L", (8, 8)).save(good)
+    bad.write_text("no picture")
+    done = comvex("predict", small_run, bad, good)
+    assert done.returncode == 2
+    assert str(good) in done.stdout
+    assert done.stderr.strip() == f"The picture {bad} cannot be read: it is in no picture format that Pillow knows."
+
+
+def test_mistakes_are_answered_by_one_sentence(small_run, tmp_path, refusal):
+    assert "did you mean 'ConViT_Ti'" in refusal("train", "--out", tmp_path / "x", "--model.preset", "ConViT_T")
+    assert "image_size is 9" in refusal("train", "--out", tmp_path / "x", "--model.image-size", 9)
+    assert "channels is 4" in refusal("train", "--out", tmp_path / "x", "--model.channels", 4)
+    assert "no data set 'cifar'" in refusal("train", "--out", tmp_path / "x", "--data", "cifar")
+    assert "one folder per class" in refusal("train", "--out", tmp_path / "x", "--data", tmp_path)
+    assert "learning_rate is -1" in refusal("train", "--out", tmp_path / "x", "--learning-rate", "-1")
+    assert not (tmp_path / "x").exists()
+    assert "another recipe" in refusal("train", "--out", small_run, "--seed", 5)
+    assert "no run folder" in refusal("evaluate", tmp_path / "nowhere")
+    assert "is no run folder: it has no recipe.json" in refusal("evaluate", tmp_path)
+    assert "no run folder" in refusal("predict", tmp_path / "nowhere", "picture.png")
+    assert "No picture is given" in refusal("predict", small_run)
+    assert "top is 0" in refusal("predict", small_run, "picture.png", "--top", 0)
+    assert "classes are not those of" in refusal("evaluate", small_run, "--data", folder_of_two(tmp_path))
+
+
+def folder_of_two(root: Path) -> Path:
+    for label in ("cat", "dog"):
+        (root / "pets" / label).mkdir(parents=True)
+        for index in range(20):
+            Image.fromarray(np.full((9, 9), index, np.uint8)).save(root / "pets" / label / f"{index}.png")
+    return root / "pets"
+
+
+def test_a_run_folder_of_another_version_is_refused(small_run_copy, refusal):
+    recipe = small_run_copy / "recipe.json"
+    recipe.write_text(json.dumps(json.loads(recipe.read_text()) | {"format": 99, "comvex": "9.9"}))
+    for command in (["evaluate", small_run_copy], ["train", "--out", small_run_copy]):
+        assert "has format 99, written by comvex 9.9" in refusal(*command)
+
+
+def test_without_out_the_same_command_finds_its_run_again(tmp_path):
+    for _ in range(2):
+        done = comvex("train", *SMALL, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    assert default_out(Recipe()) != default_out(Recipe(seed=1))
+    assert default_out(Recipe(data="/data/my pictures")).name.startswith("my pictures-")
+
+
+def test_a_folder_of_pictures_can_be_named_as_the_data(tmp_path):
+    data = folder_of_two(tmp_path)
+    options = ["--model.image-size", 16, "--batch-size", 8, *SMALL]
+    done = comvex("train", "--data", data, "--out", tmp_path / "run", *options)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(comvex("evaluate", tmp_path / "run", "--json").stdout)["num_pictures"] == 8
+
+
+def test_a_refusal_ends_a_real_process_with_code_two_and_no_traceback(tmp_path):
+    done = comvex("evaluate", tmp_path / "nowhere")
+    assert (done.returncode, done.stdout) == (2, "")
+    expected = f"comvex: There is no run folder {tmp_path / 'nowhere'}: give the --out folder of a comvex train.\n"
+    assert done.stderr == expected

@@ -1,0 +1,69 @@
+"""The README's promises: its snippets run as they stand, its commands are the ones that are checked."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\S+)([^\n]*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+SNIPPETS = [code for language, tag, code in BLOCKS if language == "python" and "notest" not in tag]
+COMMANDS = [line for language, _, code in BLOCKS if language == "bash" for line in code.splitlines()]
+
+
+@pytest.mark.parametrize("code", SNIPPETS)
+def test_the_documented_snippets_run_as_they_stand(code):
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert {"convit_config", "convit_backbone", "convit"} & names.keys()
+
+
+def test_the_seeds_snippets_are_all_there():
+    together = "\n".join(SNIPPETS)
+    assert len(SNIPPETS) == 3
+    for line in (
+        "from comvex.convit import ConViTConfig",
+        "from comvex.convit import ConViTBackbone",
+        "convit_config = ConViTConfig.ConViT_Ti()",
+        "convit = ConViTWithLinearClassifier(convit_config)",
+        "    locality_strength=1.,       # The `alpha` in the official paper",
+        '    pred_act_fnc_name="ReLU"    # The name of the activation function for the projection head',
+    ):
+        assert line in together
+
+
+def test_the_two_commands_are_there_and_ci_runs_the_second_as_it_stands():
+    assert "pip install -e . && comvex train" in COMMANDS
+    assert "pip install -e '.[dev]' && pytest" in COMMANDS
+    assert "\npip install -e '.[dev]' && pytest\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_comvex_command_in_the_readme_is_one_that_the_command_line_takes():
+    import tyro
+
+    from comvex.cli import COMMANDS as KNOWN
+
+    lines = [shlex.split(line, comments=True) for line in COMMANDS if line.startswith("comvex ")]
+    assert len(lines) >= 3
+    for _, command, *arguments in lines:
+        tyro.cli(KNOWN[command], args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def test_files_that_the_readme_names_exist():
+    for file in re.findall(r"\]\(([\w./-]+)\)", README):
+        assert (ROOT / file).exists(), file
+    for file in re.findall(r"`((?:data|convit|inference|training)/\w+\.py)`", README):
+        assert (ROOT / "src" / "comvex" / file).exists(), file
+    for file, name in re.findall(r"`([\w/]+\.py)`: `(\w+)", README):
+        assert re.search(rf"^(?:def|class) {name}\b", (ROOT / "src" / "comvex" / file).read_text(), re.MULTILINE), name
+
+
+def test_no_file_names_a_registrys_host():
+    hosts = ("pypi" + ".org", "pythonhosted" + ".org", "npmjs" + ".org", "debian" + ".org")
+    for file in ROOT.rglob("*"):
+        relative = file.relative_to(ROOT).parts
+        if file.is_file() and not {".git", ".venv", "runs", "__pycache__"} & set(relative) and file.suffix != ".png":
+            text = file.read_text(encoding="utf-8", errors="ignore")
+            assert not [host for host in hosts if host in text], file

@@ -1,0 +1,102 @@
+"""Recipes: checked when made, compared in words."""
+
+import json
+
+import pytest
+
+from comvex.convit import ConViTWithLinearClassifier
+from comvex.data.sources import open_data
+from comvex.training.build import build_config, build_optimizer, build_preprocessing, build_schedule
+from comvex.training.recipe import Architecture, Options, Recipe, differences
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 3, "steps": 5}, "epochs = 3 and steps = 5"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"learning_rate": 0}, "learning_rate is 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"warmup": 1.0}, r"warmup is 1\.0"),
+        ({"label_smoothing": -0.1}, r"label_smoothing is -0\.1"),
+        ({"weight_decay": -1}, "weight_decay is -1"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(values, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**values)
+
+
+def test_options_out_of_range_are_refused_by_name():
+    with pytest.raises(ValueError, match="workers is -1"):
+        Options(workers=-1)
+    with pytest.raises(ValueError, match="threads is 0"):
+        Options(threads=0)
+
+
+def test_a_recipe_is_the_same_after_a_way_through_json_and_differences_are_named():
+    recipe = Recipe(model=Architecture(dim=64))
+    values = recipe.to_dict()
+    assert json.loads(json.dumps(values)) == values
+    assert differences(values, values) == []
+    other = Recipe(seed=3, model=Architecture(dim=32)).to_dict()
+    assert differences(values, other) == ["model.dim: 64 -> 32", "seed: 0 -> 3"]
+
+
+def test_steps_follow_from_epochs_or_from_the_number_of_pictures():
+    assert Recipe(steps=123).num_steps(50) == 123
+    assert Recipe(epochs=4, batch_size=64).num_steps(1000) == 4 * 15
+    assert Recipe(epochs=4, batch_size=64).num_steps(10) == 4
+    assert Recipe(batch_size=100).num_steps(1000) == 100 * 10
+    assert Recipe(batch_size=100).num_steps(60_000) == 10 * 600
+
+
+def test_the_model_follows_the_data_unless_told_otherwise():
+    digits = open_data("digits")
+    config = build_config(Architecture(), digits)
+    assert (config.image_size, config.image_channel, config.num_classes) == (8, 1, 10)
+    assert (config.pre_norm, config.position_embedding, config.ff_dim) == (True, True, 4 * config.dim)
+    config = build_config(Architecture(preset="ConViT_S", image_size=64), digits)
+    assert (config.dim, config.heads, config.patch_size, config.image_channel) == (432, 9, 16, 1)
+    preprocessing = build_preprocessing(build_config(Architecture(channels=3), digits), digits)
+    assert preprocessing.channels == len(preprocessing.mean) == len(preprocessing.std) == 3
+    with pytest.raises(ValueError, match="did you mean 'ConViT_Ti'"):
+        build_config(Architecture(preset="ConViT_T"), digits)
+    with pytest.raises(ValueError, match="multiple of patch_size"):
+        build_config(Architecture(image_size=9), digits)
+    with pytest.raises(ValueError, match="channels"):
+        build_config(Architecture(channels=2), digits)
+
+
+def test_vectors_and_embeddings_are_not_decayed():
+    model = ConViTWithLinearClassifier(build_config(Architecture(), open_data("digits")))
+    groups = build_optimizer(model, Recipe()).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    free = {names[id(p)] for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] > 0 for p in group["params"]}
+    assert free | decayed == set(names.values())
+    assert {"cls_token", "pos_embed", "blocks.0.attn.gating_param", "norm.weight", "head.bias"} <= free
+    matrices = ("proj.weight", "qk.weight", "v.weight", "qkv.weight", "fc1.weight", "fc2.weight", "head.weight")
+    assert all(name.endswith(matrices) for name in decayed)
+
+
+def test_the_learning_rate_warms_up_and_falls_and_is_a_function_of_the_step():
+    model = ConViTWithLinearClassifier(build_config(Architecture(), open_data("digits")))
+    recipe = Recipe(learning_rate=0.1, warmup=0.1)
+
+    def rates(steps):
+        optimizer = build_optimizer(model, recipe)
+        schedule = build_schedule(optimizer, recipe, 100)
+        found = []
+        for step in steps:
+            schedule.step_update(step)
+            found.append(optimizer.param_groups[0]["lr"])
+        return found
+
+    whole = rates(range(100))
+    assert whole[:11] == sorted(whole[:11])
+    assert whole[10] == max(whole) == pytest.approx(0.1)
+    assert whole[10:] == sorted(whole[10:], reverse=True)
+    assert whole[-1] < 0.01 * max(whole) + 1e-4
+    assert rates(range(60, 100)) == whole[60:]
