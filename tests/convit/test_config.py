@@ -34,10 +34,6 @@ SEED_ARGUMENTS = {
 }
 
 
-def unchecked(reason: str, raises: Any = pytest.fail.Exception) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(reason=reason, raises=raises, strict=True)
-
-
 def test_arguments_are_the_seeds_and_others_are_keyword_only() -> None:
     parameters = inspect.signature(ConViTConfig).parameters
     seed, others = list(parameters)[: len(SEED_ARGUMENTS)], list(parameters)[len(SEED_ARGUMENTS) :]
@@ -68,11 +64,11 @@ def test_config_is_frozen() -> None:
         ("image_size", 0, "image_size is 0: it must be a whole number of at least 1"),
         ("image_size", (-16, 16), "image_size is -16: it must be a whole number of at least 1"),
         ("image_size", (224.0, 224), r"image_size is 224\.0: it must be a whole number of at least 1"),
-        ("image_size", (224,), r"image_size is \(224,\): it must be one number or \(height, width\)"),
-        ("image_size", (3, 224, 224), r"image_size is \(3, 224, 224\): it must be one number or \(height, width\)"),
-        ("image_size", "224", "image_size is '2': it must be a whole number"),
-        pytest.param("image_size", None, "image_size is None", marks=unchecked("TypeError instead", TypeError)),
-        pytest.param("image_size", 224.0, r"image_size is 224\.0", marks=unchecked("TypeError instead", TypeError)),
+        ("image_size", (224,), r"image_size is \(224,\): it must be a whole number or \(height, width\)"),
+        ("image_size", (3, 224, 224), r"image_size is \(3, 224, 224\): it must be a whole number or \(height, width\)"),
+        ("image_size", "224", "image_size is '224': it must be a whole number"),
+        ("image_size", None, "image_size is None: it must be a whole number or"),
+        ("image_size", 224.0, r"image_size is 224\.0: it must be a whole number or"),
         ("image_channel", 0, "image_channel is 0: it must be a whole number of at least 1"),
         ("image_channel", "3", "image_channel is '3': it must be a whole number of at least 1"),
         ("patch_size", 0, "patch_size is 0: it must be a whole number of at least 1"),
@@ -107,10 +103,8 @@ def test_config_is_frozen() -> None:
         ("pred_act_fnc_name", "Linear", "pred_act_fnc_name is 'Linear': it must be None or the name of an activation"),
         ("pred_act_fnc_name", 3, "pred_act_fnc_name is 3: it must be None or the name of an activation"),
         *(
-            pytest.param(
-                "pred_act_fnc_name", name, f"pred_act_fnc_name is {name!r}", marks=unchecked("no head can be built")
-            )
-            for name in ("Threshold", "MultiheadAttention", "GLU", "Softmax2d")
+            ("pred_act_fnc_name", name, f"pred_act_fnc_name is {name!r}")
+            for name in ("Threshold", "MultiheadAttention", "GLU", "Softmax", "Softmax2d")
         ),
         ("position_embedding", None, "position_embedding is None: it must be True or False"),
         ("norm_eps", 0.0, r"norm_eps is 0\.0: it must be a positive number"),
@@ -297,7 +291,6 @@ def test_head_width_given_to_a_preset_replaces_its_number_of_heads() -> None:
     assert ConViTConfig.ConViT_Ti(heads=4, head_dim=48).num_heads == 4
 
 
-@pytest.mark.xfail(reason="the preset's heads are dropped even if head_dim is None", raises=ValueError, strict=True)
 def test_head_width_none_given_to_a_preset_keeps_its_number_of_heads() -> None:
     assert ConViTConfig.ConViT_Ti(head_dim=None) == ConViTConfig.ConViT_Ti()
 
@@ -309,7 +302,6 @@ def test_bad_override_of_a_preset_is_named() -> None:
         ConViTConfig.ConViT_Ti(dim=66)
 
 
-@pytest.mark.xfail(reason="4 * None", raises=TypeError, strict=True)
 def test_bad_dimension_of_a_preset_is_named() -> None:
     with pytest.raises(ValueError, match="dim is None: it must be a whole number"):
         ConViTConfig.ConViT_Ti(dim=None)

@@ -28,8 +28,11 @@ def resolve_grid(num_tokens: int, grid: tuple[int, int] | None) -> tuple[int, in
         if side * side != num_tokens:
             raise UserError(f"{num_tokens} tokens are no square: give grid=(rows, columns) with that product.")
         return side, side
-    rows, columns = grid
-    if rows * columns != num_tokens:
+    try:
+        rows, columns = grid
+    except (TypeError, ValueError) as error:
+        raise UserError(f"grid is {grid!r}: it must be (rows, columns).") from error
+    if isinstance(rows, float) or isinstance(columns, float) or rows < 1 or rows * columns != num_tokens:
         raise UserError(f"grid is {rows} x {columns}: it must have as many patches as there are tokens, {num_tokens}.")
     return rows, columns
 
@@ -47,7 +50,8 @@ class GatedPositionalSelfAttention(nn.Module):
 
     Heads 0 ... k * k - 1, k = floor(sqrt(heads)), start as the k x k kernel of a convolution with the gates at 1
     (s = 0.73) and the value matrix at identity. If ``heads`` is no perfect square the remaining heads start with
-    positional weights near zero (truncated normal, standard deviation 0.02): a nearly uniform average of the picture.
+    random positional weights near zero (truncated normal, standard deviation 0.02): wide kernels that look nowhere in
+    particular, nearly uniform on a small grid.
 
     ``attention_dropout`` drops the whole attention map of a head, per picture, as ``nn.Dropout2d`` on the map would.
 

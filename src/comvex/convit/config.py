@@ -22,6 +22,9 @@ PRESETS: dict[str, tuple[int, int]] = {
     "ConViT_B_plus": (1024, 16),
 }
 
+NOT_ELEMENTWISE = {"GLU", "LogSoftmax", "MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "Threshold"}
+"""What torch.nn keeps among its activations but is none that maps each number to one, without arguments."""
+
 
 def resolve_heads(dim: int, *, heads: int | None, head_dim: int | None) -> int:
     """The number of heads, from either ``heads`` or ``head_dim``; the heads together are always ``dim`` wide.
@@ -139,8 +142,8 @@ class ConViTConfig:
     def _check_sizes(self) -> None:
         check_integer("patch_size", self.patch_size, at_least=1)
         size = self.image_size
-        if isinstance(size, tuple) and len(size) != 2:
-            raise UserError(f"image_size is {size!r}: it must be one number or (height, width).")
+        if not isinstance(size, int) and not (isinstance(size, tuple) and len(size) == 2):
+            raise UserError(f"image_size is {size!r}: it must be a whole number or (height, width).")
         for side in as_pair(size):
             check_integer("image_size", side, at_least=1)
             if side % self.patch_size:
@@ -153,8 +156,9 @@ class ConViTConfig:
             return
         from torch.nn.modules import activation
 
-        if self.pred_act_fnc_name not in activation.__all__:
-            near = difflib.get_close_matches(str(self.pred_act_fnc_name), activation.__all__, n=1)
+        allowed = sorted(set(activation.__all__) - NOT_ELEMENTWISE)
+        if self.pred_act_fnc_name not in allowed:
+            near = difflib.get_close_matches(str(self.pred_act_fnc_name), allowed, n=1)
             raise UserError(
                 f"pred_act_fnc_name is {self.pred_act_fnc_name!r}: it must be None or the name of an activation in "
                 f"torch.nn, such as {near[0] if near else 'ReLU'!r}."
@@ -227,7 +231,8 @@ class ConViTConfig:
             raise UserError(f"There is no preset {name!r}: {hint}The presets are {', '.join(PRESETS)}.")
         dim, heads = PRESETS[name]
         dim = overrides.get("dim", dim)
-        if "head_dim" in overrides and "heads" not in overrides:
+        check_integer("dim", dim, at_least=1)
+        if overrides.get("head_dim") is not None and "heads" not in overrides:
             overrides["heads"] = None
         values: dict[str, Any] = {
             "dim": dim,

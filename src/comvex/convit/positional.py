@@ -65,10 +65,12 @@ def mix_grid(value: Tensor, row_factor: Tensor, column_factor: Tensor) -> Tensor
     """Apply the dense positional map to the values without making it: along the columns, then along the rows.
 
     value (B, heads, N, head_dim), row_factor (heads, H, H), column_factor (heads, W, W); returns the shape of value.
-    Columns go first: it takes the values as they lie in memory and leaves the rows' product without a copy.
+    The axis that is mixed stands before all that it is mixed for, so that each factor meets one large matrix per
+    picture and head; the other way round, PyTorch would copy the column factor for every row.
     """
     rows, columns = row_factor.shape[-1], column_factor.shape[-1]
-    mixed = column_factor[:, None] @ value.unflatten(2, (rows, columns))  # (B, heads, H, W, head_dim)
+    across = value.unflatten(2, (rows, columns)).transpose(2, 3)  # (B, heads, W, H, head_dim)
+    mixed = (column_factor @ across.flatten(3)).view(across.shape).transpose(2, 3)  # (B, heads, H, W, head_dim)
     return (row_factor @ mixed.flatten(3)).view(value.shape)
 
 

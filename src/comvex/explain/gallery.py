@@ -34,7 +34,9 @@ def draw_gallery(exhibits: Sequence[Exhibit], file: Path, *, title: str) -> None
             column[0].set_title(exhibit.truth, loc="center")
             draw_attention(column[1], exhibit.picture, exhibit.attention)
             draw_probabilities(column[2], exhibit)
-        for axis, name in zip(axes[:, 0], ("picture", "class token\nlooks here", "probability, %"), strict=True):
+        for axis, name in zip(
+            axes[:, 0], ("true class\nand picture", "class token\nlooks here", "probability, %"), strict=True
+        ):
             axis.set_ylabel(name, color=GREY)
         figure.suptitle(title, x=0.01, ha="left")
 
