@@ -118,6 +118,7 @@ def test_mistakes_are_answered_by_one_sentence(small_run, tmp_path, refusal):
     assert "no run folder" in refusal("evaluate", tmp_path / "nowhere")
     assert "is no run folder: it has no recipe.json" in refusal("evaluate", tmp_path)
     assert "no run folder" in refusal("predict", tmp_path / "nowhere", "picture.png")
+    assert "no command 'trian': did you mean 'train'" in refusal("trian")
     assert "No picture is given" in refusal("predict", small_run)
     assert "top is 0" in refusal("predict", small_run, "picture.png", "--top", 0)
     assert "classes are not those of" in refusal("evaluate", small_run, "--data", folder_of_two(tmp_path))

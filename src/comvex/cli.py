@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import sys
@@ -54,8 +55,8 @@ class Train:
 class Evaluate:
     """Measure a trained model on labelled pictures and draw its confusion matrix.
 
-    comvex evaluate RUN                   the test pictures of the run's own data
-    comvex evaluate RUN --data FOLDER     other pictures of the same classes
+    Without --data these are the test pictures of the run's own data, which training has not seen; with --data FOLDER
+    they are other pictures of the same classes.
     """
 
     run_folder: Annotated[Positional[Path], arg(name="run", metavar="RUN")]
@@ -178,24 +179,48 @@ def describe_evaluation(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def overview() -> str:
+    """What ``comvex --help`` prints: the commands, each by the first sentence of its own help."""
+    lines = [f"  comvex {name:<10} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: comvex COMMAND [ARGUMENTS], comvex COMMAND --help, comvex --version",
+            "",
+            "ConViT: vision transformers that start as convolutions and learn from few pictures.",
+            "",
+            *lines,
+            "",
+            "A first round, without any file of your own:",
+            "  comvex train --out runs/first",
+            "  comvex evaluate runs/first",
+        ]
+    )
+
+
+def parse(arguments: Sequence[str]) -> Train | Evaluate | Predict:
+    """The command that the arguments name; leaves by ``SystemExit`` after help or arguments that it does not have."""
+    name, *rest = arguments
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"There is no command {name!r}: {hint}The commands are {', '.join(COMMANDS)}.")
+    return tyro.cli(COMMANDS[name], prog=f"comvex {name}", args=rest, config=(FlagCreatePairsOff,))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0, or 2 with one sentence on standard error for what the user got wrong."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments == ["--version"]:
-        print(f"comvex {comvex.__version__}")
-        return 0
     try:
-        command = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="comvex",
-            description="ConViT: vision transformers that start as convolutions. Train, evaluate, predict.",
-            args=arguments,
-            config=(FlagCreatePairsOff,),
-        )
-        return command.run()
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(overview())
+            return 0
+        if arguments == ["--version"]:
+            print(f"comvex {comvex.__version__}")
+            return 0
+        return parse(arguments).run()
     except UserError as error:
         print(f"comvex: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("comvex: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        print("comvex: interrupted; an unfinished run goes on when its command is repeated.", file=sys.stderr)
         return 130
