@@ -48,7 +48,7 @@ def test_steps_follow_from_epochs_or_from_the_number_of_pictures():
     assert Recipe(steps=123).num_steps(50) == 123
     assert Recipe(epochs=4, batch_size=64).num_steps(1000) == 4 * 15
     assert Recipe(epochs=4, batch_size=64).num_steps(10) == 4
-    assert Recipe(batch_size=100).num_steps(1000) == 80 * 10
+    assert Recipe(batch_size=100).num_steps(1000) == 100 * 10
     assert Recipe(batch_size=100).num_steps(60_000) == 10 * 600
 
 
