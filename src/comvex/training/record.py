@@ -61,6 +61,8 @@ class RunRecord:
 
     def __init__(self, out: Path, *, data: DataSet, config: ConViTConfig, preprocessing: Preprocessing) -> None:
         self.out, self.data, self.config, self.preprocessing = out, data, config, preprocessing
+        parts = (data.train, data.val, data.test)
+        self.fingerprint = [part.fingerprint() if part is not None else "" for part in parts]
         self.history: list[dict[str, Any]] = []
         self.timing: list[dict[str, Any]] = []
         self.unreadable: dict[str, None] = {}  # in the order of their first appearance
@@ -80,7 +82,7 @@ class RunRecord:
         if checkpoint is None:
             return 0
         state = checkpoint.state
-        if state["data"] != self.fingerprint():
+        if state["data"] != self.fingerprint:
             raise UserError(
                 f"The pictures of {self.data.name} are not those that the run {self.out} began with: put them back as "
                 "they were, choose another --out, or --overwrite to start again."
@@ -95,17 +97,12 @@ class RunRecord:
         LOGGER.info("resumed at step %d", step)
         return step
 
-    def fingerprint(self) -> list[str]:
-        """What the pictures are, to notice that they have changed between two starts."""
-        parts = (self.data.train, self.data.val, self.data.test)
-        return [part.fingerprint() if part is not None else "" for part in parts]
-
     def save_checkpoint(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, sums: EpochSums, *, step: int
     ) -> None:
         sums.mean_loss()  # a run whose loss is not finite keeps the checkpoint from before
         state = {
-            "data": self.fingerprint(),
+            "data": self.fingerprint,
             "history": self.history,
             "timing": self.timing,
             "unreadable": list(self.unreadable),
