@@ -80,6 +80,8 @@ class DataSet:
     """Side in pixels that a model takes unless told otherwise."""
     patch_size: int
     """Patch that goes with that size."""
+    dim: int
+    """Token width that a small model takes unless told otherwise."""
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -150,6 +152,7 @@ def digits(*, split_seed: int) -> DataSet:
         test=pictures.where(~in_train),
         image_size=8,
         patch_size=2,
+        dim=64,
         channels=1,
         mean=(0.3053,),
         std=(0.3760,),
@@ -168,6 +171,7 @@ def fashion_mnist() -> DataSet:
         test=read_idx_pair(folder, "t10k"),
         image_size=28,
         patch_size=4,
+        dim=96,
         channels=1,
         mean=(0.2860,),
         std=(0.3530,),
@@ -239,6 +243,7 @@ def folder(root: Path, *, split_seed: int) -> DataSet:
         test=parts.get("test"),
         image_size=64,
         patch_size=8,
+        dim=96,
         channels=3,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,

@@ -24,7 +24,7 @@ class Architecture:
     patch_size: int | None = None
     """Patch side in pixels. Default: what suits the data (digits 2, Fashion-MNIST 4, folders 8; presets 16)."""
     dim: int | None = None
-    """Token width. Default: 96."""
+    """Token width. Default: 96, digits 64."""
     heads: int | None = None
     """Attention heads; a square number gives every head a place in the convolution kernel. Default: 4."""
     num_local_layers: int | None = None
