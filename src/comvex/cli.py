@@ -59,8 +59,9 @@ class Evaluate:
     they are other pictures of the same classes.
     """
 
-    run_folder: Annotated[Positional[Path], arg(name="run", metavar="RUN")]
-    """Run folder of comvex train, or a .safetensors file with its config.json beside it."""
+    source: Annotated[Positional[str], arg(name="run", metavar="RUN")]
+    """Run folder of comvex train, a weights file (ours, timm's or the official repository's), a published name such as
+    convit_tiny.fb_in1k, or OWNER/NAME on the Hugging Face Hub."""
     data: str | None = None
     """digits, fashion-mnist or a folder of class folders. Default: what the run was trained on."""
     part: Literal["test", "val", "train"] = "test"
@@ -82,7 +83,7 @@ class Evaluate:
         from comvex.inference.run_evaluation import evaluate_run
 
         figures = evaluate_run(
-            self.run_folder,
+            self.source,
             data=self.data,
             part=self.part,
             out=self.out,
@@ -102,8 +103,9 @@ class Predict:
     Takes picture files of any size; grey, 16-bit grey, RGB, transparent, CMYK, turned by EXIF.
     """
 
-    run_folder: Annotated[Positional[Path], arg(name="run", metavar="RUN")]
-    """Run folder of comvex train, or a .safetensors file with its config.json beside it."""
+    source: Annotated[Positional[str], arg(name="run", metavar="RUN")]
+    """Run folder of comvex train, a weights file (ours, timm's or the official repository's), a published name such as
+    convit_tiny.fb_in1k, or OWNER/NAME on the Hugging Face Hub."""
     pictures: Annotated[Positional[tuple[Path, ...]], arg(metavar="PICTURE...")]
     """Picture files."""
     top: int = 5
@@ -118,7 +120,7 @@ class Predict:
 
         if not self.pictures:
             raise UserError("No picture is given: name at least one picture file after the run folder.")
-        predictions, problems = predict_files(self.run_folder, self.pictures, top=self.top, device=self.device)
+        predictions, problems = predict_files(self.source, self.pictures, top=self.top, device=self.device)
         if self.json:
             print(json.dumps({"predictions": predictions, "unreadable": problems}))
         else:
@@ -131,7 +133,55 @@ class Predict:
         return 2 if problems else 0
 
 
-COMMANDS = {"train": Train, "evaluate": Evaluate, "predict": Predict}
+@dataclass(frozen=True)
+class Convert:
+    """Write weights in another layout, every number as it is.
+
+      comvex convert convit_tiny.pth tiny/ --to comvex         an official file, with checksum and preprocessing
+      comvex convert runs/mine mine.pth --to official          a run for the official repository's code
+      comvex convert runs/mine mine.safetensors --to timm      ... for timm's convit_*
+
+    What IN is, is recognised from its content. Pickles are opened as data; one that needs code to be run is refused.
+    """
+
+    source: Annotated[Positional[str], arg(name="in", metavar="IN")]
+    """A weights file (ours, timm's or the official repository's), a run folder, a published name or a Hub id."""
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
+    """File to write: .safetensors, or .pth and .bin for timm's and the official layout; for comvex's also a folder."""
+    to: Literal["comvex", "timm", "official"]
+    """comvex: safetensors with config.json. timm: the bare state dict. official: {"model": state dict}."""
+    config: Path | None = None
+    """JSON file of the architecture (ConViTConfig.to_json), where the weights' shapes do not tell it."""
+    ema: bool = False
+    """Take the averaged weights of a training checkpoint."""
+    overwrite: bool = False
+    """Replace OUT if it is there."""
+    json: bool = False
+    """Print one JSON object on standard output, and nothing else there."""
+
+    def run(self) -> int:
+        from comvex.convit.config import ConViTConfig
+        from comvex.convit.weights import convert, preset_name
+
+        config = ConViTConfig.from_json(self.config) if self.config is not None else None
+        file, weights = convert(
+            self.source, self.out, layout=self.to, config=config, ema=self.ema, overwrite=self.overwrite
+        )
+        size = preset_name(weights.info.architecture)
+        if self.json:
+            print(
+                json.dumps(
+                    {"in": str(weights.file), "from": weights.layout, "out": str(file), "to": self.to, "size": size}
+                )
+            )
+        else:
+            print(f"{weights.file} ({weights.layout} layout, {size}) -> {file} ({self.to} layout)")
+            for note in weights.notes:
+                print(note)
+        return 0
+
+
+COMMANDS = {"train": Train, "evaluate": Evaluate, "predict": Predict, "convert": Convert}
 
 
 def default_out(recipe: Recipe) -> Path:
@@ -197,7 +247,7 @@ def overview() -> str:
     )
 
 
-def parse(arguments: Sequence[str]) -> Train | Evaluate | Predict:
+def parse(arguments: Sequence[str]) -> Train | Evaluate | Predict | Convert:
     """The command that the arguments name; leaves by ``SystemExit`` after help or arguments that it does not have."""
     name, *rest = arguments
     if name not in COMMANDS:

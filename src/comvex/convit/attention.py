@@ -21,6 +21,12 @@ def init_linear(linear: nn.Linear) -> None:
         nn.init.zeros_(linear.bias)
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
+    """softmax(Q K^T / sqrt(head_dim)) V over the keys that count: all (B, heads, N, head_dim), ``key_mask`` (B, N)."""
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
 def resolve_grid(num_tokens: int, grid: tuple[int, int] | None) -> tuple[int, int]:
     """(rows, columns) of ``num_tokens`` patches: the grid given, or a square one if it is None."""
     if grid is None:
@@ -55,6 +61,9 @@ class GatedPositionalSelfAttention(nn.Module):
 
     ``attention_dropout`` drops the whole attention map of a head, per picture, as ``nn.Dropout2d`` on the map would.
 
+    ``key_mask`` (B, rows * columns) is for pictures of different sizes padded to one grid: true for each picture's own
+    patches, which must be a product of rows and columns (a rectangle). What the padded patches get means nothing.
+
     Raises ``ValueError`` if heads and head_dim do not fit dim, or the grid does not fit the tokens.
     """
 
@@ -88,15 +97,15 @@ class GatedPositionalSelfAttention(nn.Module):
         nn.init.ones_(self.gating_param)
         self.pos_proj.reset_parameters()
 
-    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None, key_mask: Tensor | None = None) -> Tensor:
         """x (B, rows * columns, dim) -> (B, rows * columns, dim)."""
         grid = resolve_grid(x.shape[1], grid)
         query, key = self.qk(x).unflatten(-1, (2, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
         value = self.v(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # (B, heads, N, head_dim)
         gate = self.gating_param.sigmoid()[:, None, None]  # (heads, 1, 1)
 
-        content = F.scaled_dot_product_attention(query, key, value)  # (B, heads, N, head_dim)
-        row_factor, column_factor = self.pos_proj(grid)
+        content = attend(query, key, value, key_mask)  # (B, heads, N, head_dim)
+        row_factor, column_factor = self.pos_proj(grid, key_mask)
         # The gate rides on the small factor, and the blend is one pass over the values.
         positional = mix_grid(value, (gate * row_factor).to(value.dtype), column_factor.to(value.dtype))
         blend = torch.addcmul(positional, content, (1 - gate).to(value.dtype))
@@ -110,6 +119,8 @@ class GatedPositionalSelfAttention(nn.Module):
 
 class SelfAttention(nn.Module):
     """Plain multi-head self-attention: x (B, N, dim) -> (B, N, dim), with whole-head dropout as in GPSA.
+
+    ``key_mask`` (B, N), if given, is true for the tokens that count as keys.
 
     Raises ``ValueError`` if heads and head_dim do not fit dim.
     """
@@ -131,10 +142,10 @@ class SelfAttention(nn.Module):
         init_linear(self.qkv)
         init_linear(self.proj)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """x (B, N, dim) -> (B, N, dim)."""
         query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-        content = F.scaled_dot_product_attention(query, key, value)  # (B, heads, N, head_dim)
+        content = attend(query, key, value, key_mask)  # (B, heads, N, head_dim)
         content = self.attention_dropout(content)
         return self.proj(content.transpose(1, 2).flatten(2))
 

@@ -22,6 +22,8 @@ PRESETS: dict[str, tuple[int, int]] = {
     "ConViT_B_plus": (1024, 16),
 }
 
+GLOBAL_POOLS = ("token", "avg", "")
+HEAD_FIELDS = ("num_classes", "pred_act_fnc_name", "global_pool")
 NOT_ELEMENTWISE = {"GLU", "LogSoftmax", "MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "Threshold"}
 """What torch.nn keeps among its activations but is none that maps each number to one, without arguments."""
 
@@ -116,6 +118,10 @@ class ConViTConfig:
     """Stochastic depth: rate of the last layer, growing linearly from 0 at the first."""
     use_gpsa: bool = True
     """False puts plain self-attention in the local layers too: the baseline without the inductive bias."""
+    pad_to_patch: bool = False
+    """True takes pictures of any size, padded with zeros on the right and bottom to whole patches."""
+    global_pool: str = "token"
+    """What the head sees: "token" (the class token), "avg" (the mean of the patches), "" (all tokens)."""
 
     def __post_init__(self) -> None:
         if isinstance(self.image_size, list):
@@ -130,13 +136,17 @@ class ConViTConfig:
         resolve_heads(self.dim, heads=self.heads, head_dim=self.head_dim)
         for name in ("ff_dropout", "attention_dropout", "token_dropout", "drop_path"):
             check_rate(name, getattr(self, name))
-        for name in ("pre_norm", "position_embedding", "use_gpsa"):
+        for name in ("pre_norm", "position_embedding", "use_gpsa", "pad_to_patch"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} is {getattr(self, name)!r}: it must be True or False.")
         for name in ("locality_strength", "norm_eps"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
                 raise UserError(f"{name} is {value!r}: it must be a positive number.")
+        if self.global_pool not in GLOBAL_POOLS:
+            raise UserError(
+                f"global_pool is {self.global_pool!r}: it must be one of {', '.join(map(repr, GLOBAL_POOLS))}."
+            )
         self._check_activation()
 
     def _check_sizes(self) -> None:
@@ -178,7 +188,7 @@ class ConViTConfig:
     def backbone_arguments(self) -> dict[str, Any]:
         """The fields that ``ConViTBackbone`` takes: all but those of the head."""
         values = dataclasses.asdict(self)
-        return {name: values[name] for name in values if name not in ("num_classes", "pred_act_fnc_name")}
+        return {name: values[name] for name in values if name not in HEAD_FIELDS}
 
     def to_json(self, file: str | Path | None = None) -> str:
         """The configuration as JSON text, also written to ``file`` if one is given."""

@@ -47,7 +47,7 @@ class ConViTLayer(nn.Module):
 
     ``layer(x, grid=None)`` maps x (B, N, dim) to the same shape. With ``use_gpsa`` the tokens are the patches of a grid
     of (rows, columns), a square if left out (see ``GatedPositionalSelfAttention``); without it the attention is plain
-    and the grid is not looked at.
+    and the grid is not looked at. ``key_mask`` (B, N), if given, is true for the tokens that count as keys.
 
     Raises ``ValueError`` if heads and head_dim do not fit dim, or the grid does not fit the tokens.
     """
@@ -88,13 +88,15 @@ class ConViTLayer(nn.Module):
         self.mlp = FeedForward(dim, ff_dim, dropout=ff_dropout)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None, key_mask: Tensor | None = None) -> Tensor:
         """x (B, N, dim) -> (B, N, dim)."""
         if self.pre_norm:
-            x = x + self.drop_path(self._attend(self.norm1(x), grid))
+            x = x + self.drop_path(self._attend(self.norm1(x), grid, key_mask))
             return x + self.drop_path(self.mlp(self.norm2(x)))
-        x = self.norm1(x + self.drop_path(self._attend(x, grid)))
+        x = self.norm1(x + self.drop_path(self._attend(x, grid, key_mask)))
         return self.norm2(x + self.drop_path(self.mlp(x)))
 
-    def _attend(self, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
-        return self.attn(x, grid) if isinstance(self.attn, GatedPositionalSelfAttention) else self.attn(x)
+    def _attend(self, x: Tensor, grid: tuple[int, int] | None, key_mask: Tensor | None) -> Tensor:
+        if isinstance(self.attn, GatedPositionalSelfAttention):
+            return self.attn(x, grid, key_mask)
+        return self.attn(x, key_mask)

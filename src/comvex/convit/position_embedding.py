@@ -1,8 +1,10 @@
 """The learned position embedding at any grid: cubic resampling as two small matrices, one for rows, one for columns."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -34,3 +36,17 @@ def resample_position_embedding(embedding: Tensor, native: tuple[int, int], grid
     picture = columns @ picture  # (1, H, columns, dim)
     picture = rows @ picture.flatten(2)  # (1, rows, columns * dim)
     return picture.reshape(1, grid[0] * grid[1], -1).to(embedding.dtype)
+
+
+def position_embedding_of_each(
+    embedding: Tensor, native: tuple[int, int], valid: Sequence[tuple[int, int]], grid: tuple[int, int]
+) -> Tensor:
+    """For each picture the embedding at its own (rows, columns), at the top left of ``grid``, zero elsewhere.
+
+    Returns (B, rows * columns, dim) for the rows and columns of ``grid``, as each picture would have it alone.
+    """
+    placed: dict[tuple[int, int], Tensor] = {}
+    for rows, columns in set(valid):
+        own = resample_position_embedding(embedding, native, (rows, columns)).unflatten(1, (rows, columns))
+        placed[rows, columns] = F.pad(own, (0, 0, 0, grid[1] - columns, 0, grid[0] - rows)).flatten(1, 2)
+    return torch.cat([placed[size] for size in valid])

@@ -8,10 +8,14 @@ For head h the score of key patch k at query patch q, with dx = column(k) - colu
 so that its softmax over a full rows x columns grid is the product of two small ones, and mixing values by it is mixing
 along the columns and then along the rows. Nothing of size N x N is ever made, for any weights and any grid.
 
+A rectangle of valid patches inside a larger grid is a product too, of valid rows and valid columns: pictures of
+different sizes, padded to one grid, keep their exact maps with factors of their own.
+
 Shapes: B pictures, heads, H rows, W columns of patches, N = H * W tokens, head_dim.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,34 +41,51 @@ def local_positional_weight(heads: int, locality_strength: float) -> Tensor:
     return locality_strength * torch.stack([2 * dx, 2 * dy, -torch.ones_like(dx)], dim=-1).flatten(0, 1)
 
 
-def axis_factor(linear: Tensor, quadratic: Tensor, length: int) -> Tensor:
+def axis_factor(linear: Tensor, quadratic: Tensor, length: int, valid: Tensor | None = None) -> Tensor:
     """softmax over keys k of ``linear * (k - q) + quadratic * (k - q)^2``, for every query q on one axis of the grid.
 
-    Takes two weights per head, (heads,) each; returns (heads, length, length), rows summing to one.
+    Takes two weights per head, (heads,) each; returns (heads, length, length), rows summing to one. With ``valid``
+    (B, length), true for the keys that count in each picture, it returns (B, heads, length, length).
     """
     position = torch.arange(length, device=linear.device, dtype=linear.dtype)
     offset = position[None, :] - position[:, None]  # (query, key)
     score = linear[:, None, None] * offset + quadratic[:, None, None] * offset.square()
+    if valid is not None:
+        score = score.masked_fill(~valid[:, None, None, :], -math.inf)
     score = score - score.amax(dim=-1, keepdim=True).detach()
     return score.masked_fill(score < NEGLIGIBLE, -math.inf).softmax(dim=-1)
 
 
-def positional_factors(weight: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def positional_factors(weight: Tensor, grid: tuple[int, int], key_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The two factors of positional attention on a grid of (rows, columns).
 
     ``weight`` is (heads, 3) on (dx, dy, dx^2 + dy^2). Returns the factor over rows (heads, H, H) and the one over
     columns (heads, W, W); the dense map would be their Kronecker product. At least float32 throughout: squared
     offsets beyond 16 patches are not exact in bfloat16.
+
+    ``key_mask`` (B, N), true for the patches that count, must be a product of rows and columns in each picture (a
+    rectangle is one); the factors then have B in front.
     """
     rows, columns = grid
     w_x, w_y, w_d = weight.to(torch.promote_types(weight.dtype, torch.float32)).unbind(dim=-1)
-    return axis_factor(w_y, w_d, rows), axis_factor(w_x, w_d, columns)
+    if key_mask is None:
+        return axis_factor(w_y, w_d, rows), axis_factor(w_x, w_d, columns)
+    mask = key_mask.unflatten(1, grid)  # (B, H, W)
+    return axis_factor(w_y, w_d, rows, mask.any(dim=2)), axis_factor(w_x, w_d, columns, mask.any(dim=1))
+
+
+def valid_mask(valid: Sequence[tuple[int, int]], grid: tuple[int, int], *, device: torch.device) -> Tensor:
+    """Which patches of a grid lie in each picture's own (rows, columns), at its top left: (B, N)."""
+    size = torch.tensor(valid, device=device)  # (B, 2)
+    rows, columns = (torch.arange(length, device=device) < size[:, axis, None] for axis, length in enumerate(grid))
+    return (rows[:, :, None] & columns[:, None, :]).flatten(1)
 
 
 def mix_grid(value: Tensor, row_factor: Tensor, column_factor: Tensor) -> Tensor:
     """Apply the dense positional map to the values without making it: along the columns, then along the rows.
 
-    value (B, heads, N, head_dim), row_factor (heads, H, H), column_factor (heads, W, W); returns the shape of value.
+    value (B, heads, N, head_dim), row_factor (heads, H, H), column_factor (heads, W, W), both with B in front if every
+    picture has its own; returns the shape of value.
     The axis that is mixed stands before all that it is mixed for, so that each factor meets one large matrix per
     picture and head; the other way round, PyTorch would copy the column factor for every row.
     """
@@ -96,8 +117,8 @@ class PositionalProjection(nn.Module):
         local = local_positional_weight(len(self.weight), self.locality_strength)
         self.weight[: len(local)] = local.to(self.weight)
 
-    def forward(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        return positional_factors(self.weight, grid)
+    def forward(self, grid: tuple[int, int], key_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return positional_factors(self.weight, grid, key_mask)
 
     def extra_repr(self) -> str:
         return f"heads={len(self.weight)}, locality_strength={self.locality_strength}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor
 from torchvision import transforms as T
 
 from comvex.data.augmentation import Augmentation
+from comvex.data.reading import CHANNEL_MODES
+from comvex.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,16 @@ class Preprocessing:
     """Subtracted from each channel, on the scale from 0 to 1."""
     std: tuple[float, ...]
     """Divides each channel, on the scale from 0 to 1."""
+    crop_pct: float = 1.0
+    """Share of the resized picture's side that the middle crop keeps; 0.875 for the published models."""
+
+    def __post_init__(self) -> None:
+        if self.channels not in CHANNEL_MODES:
+            raise UserError(f"channels is {self.channels}: pictures are read with 1 (grey) or 3 (RGB) channels.")
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise UserError(f"mean {self.mean} and std {self.std} must have {self.channels} numbers, one a channel.")
+        if not 0 < self.crop_pct <= 1:
+            raise UserError(f"crop_pct is {self.crop_pct}: it must lie in (0, 1].")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -32,15 +45,21 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
         """The inverse of ``to_dict``, also after a way through JSON, which has no tuples."""
-        height, width = values["image_size"]
-        return cls((height, width), values["channels"], tuple(values["mean"]), tuple(values["std"]))
+        try:
+            height, width = values["image_size"]
+            mean, std = tuple(values["mean"]), tuple(values["std"])
+            return cls((height, width), values["channels"], mean, std, values.get("crop_pct", 1.0))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"The preprocessing of these weights does not say what to do: {error}.") from error
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """Resize so that the picture covers the size (bicubic, antialiased), crop the middle, scale, normalise.
 
-        Maps an 8-bit picture of ``channels`` channels to a float tensor (channels, height, width).
+        Maps an 8-bit picture of ``channels`` channels to a float tensor (channels, height, width). With ``crop_pct``
+        below 1 the picture is resized to that much more than the size, as timm's validation does.
         """
-        return T.Compose([self._cover, T.CenterCrop(self.image_size), *self._to_tensor()])
+        height, width = (math.floor(side / self.crop_pct) for side in self.image_size)
+        return T.Compose([Cover(height, width), T.CenterCrop(self.image_size), *self._to_tensor()])
 
     def training_transform(self, augmentation: Augmentation, *, mirrored: bool) -> Callable[[Image.Image], Tensor]:
         """As ``transform``, with the random changes of training; they draw from torch's CPU generator alone.
@@ -53,7 +72,7 @@ class Preprocessing:
             scale = (augmentation.smallest_crop, 1.0)
             steps.append(T.RandomResizedCrop(self.image_size, scale, interpolation=T.InterpolationMode.BICUBIC))
         else:
-            steps += [self._cover, T.CenterCrop(self.image_size)]
+            steps += [Cover(*self.image_size), T.CenterCrop(self.image_size)]
         if augmentation.rotation or augmentation.translation or augmentation.zoom or augmentation.shear:
             affine = T.RandomAffine(
                 augmentation.rotation,
@@ -76,15 +95,22 @@ class Preprocessing:
             steps.append(T.RandomErasing(augmentation.random_erasing, scale=(0.02, 0.25)))
         return T.Compose(steps)
 
-    def _cover(self, picture: Image.Image) -> Image.Image:
-        """The picture at the smallest size with its own aspect ratio that covers ``image_size``."""
-        height, width = self.image_size
+    def _to_tensor(self) -> list[Any]:
+        return [T.ToTensor(), T.Normalize(self.mean, self.std)]
+
+
+@dataclass(frozen=True)
+class Cover:
+    """Resizes a picture to the smallest size with its own aspect ratio that covers (height, width)."""
+
+    height: int
+    width: int
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        height, width = self.height, self.width
         if height * picture.width >= width * picture.height:  # wider than the size wanted: the height decides
             width = height * picture.width // picture.height
         else:
             height = width * picture.height // picture.width
         size = (width, height)
         return picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC)
-
-    def _to_tensor(self) -> list[Any]:
-        return [T.ToTensor(), T.Normalize(self.mean, self.std)]

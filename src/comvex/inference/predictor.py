@@ -13,12 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from comvex.convit.model import ConViTWithLinearClassifier
-from comvex.convit.weights import load_model, read_info
+from comvex.convit.weights import default_preprocessing, load_model
 from comvex.data.reading import UnreadablePictureError, read_picture, to_channels
 from comvex.data.transforms import Preprocessing
 from comvex.device import choose_device
 from comvex.errors import UserError
-from comvex.run_folder import best_weights
 
 Picture = str | Path | Image.Image | np.ndarray
 
@@ -100,7 +99,7 @@ class Predictor:
 
 
 def predict_files(
-    source: Path, files: Sequence[Path], *, top: int = 5, device: str = "auto", batch_size: int = 64
+    source: str | Path, files: Sequence[Path], *, top: int = 5, device: str = "auto", batch_size: int = 64
 ) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
     """The most probable classes of picture files, and a message for each file that cannot be read."""
     if top < 1:
@@ -122,12 +121,29 @@ def predict_files(
 
 
 def load(source: str | Path, *, device: str = "auto") -> Predictor:
-    """The predictor of a run folder (its best weights) or of a weights file.
+    """The predictor of a run folder (its best weights), a weights file, a published name or a model on the Hub.
 
-    ``device`` is "auto", "cpu", "cuda" or "mps". Raises ``ValueError`` if there is no such run, or its files are
-    damaged or of another version.
+    ``comvex.load("runs/mine")``, ``comvex.load("convit_tiny.fb_in1k")``, ``comvex.load("owner/name")``; a weights file
+    may be ours, timm's or the official repository's. ``device`` is "auto", "cpu", "cuda" or "mps". Raises
+    ``ValueError`` if there is no such model, or its files are damaged or of another version.
     """
-    file = best_weights(Path(source)) if Path(source).suffix != ".safetensors" else Path(source)
-    model, info = load_model(file), read_info(file)
-    preprocessing = Preprocessing.from_dict(info.preprocessing)
-    return Predictor(model, preprocessing=preprocessing, labels=info.labels, device=choose_device(device))
+    model = load_model(source)
+    info = model.info
+    assert info is not None
+    preprocessing = Preprocessing.from_dict(info.preprocessing or default_preprocessing(model.config))
+    labels = info.labels or class_labels(model.config.num_classes)
+    return Predictor(model, preprocessing=preprocessing, labels=labels, device=choose_device(device))
+
+
+def class_labels(num_classes: int) -> tuple[str, ...]:
+    """Names for classes that the weights do not name: ImageNet's for 1,000 of them, else "class 0" and so on.
+
+    Raises ``ValueError`` if there are no classes.
+    """
+    if num_classes == 0:
+        raise UserError("The model has no head, so it cannot say what is on a picture: load_model gives its features.")
+    if num_classes == 1000:
+        from timm.data.imagenet_info import ImageNetInfo
+
+        return tuple(ImageNetInfo().label_descriptions())
+    return tuple(f"class {index}" for index in range(num_classes))

@@ -17,18 +17,25 @@ from comvex.inference.evaluate import evaluate
 from comvex.inference.predictor import Predictor, load
 
 
-def evaluation_data(source: Path, data: str | None) -> DataSet:
+def evaluation_data(source: str | Path, data: str | None) -> DataSet:
     """The data set asked for, or else the one that the run ``source`` was trained on, split as it was there.
 
     Raises ``ValueError`` if none is asked for and ``source`` is no run.
     """
-    if source.is_file():
+    run = Path(source)
+    if not (run / run_folder.RECIPE).exists():
         if data is None:
-            raise UserError(f"{source} is a weights file: --data must say what to evaluate it on.")
+            raise UserError(f"{source} is no run folder: --data must say what to evaluate it on.")
         return open_data(data)
-    recipe = run_folder.read_recipe(source)
+    recipe = run_folder.read_recipe(run)
     split = {name: recipe[name] for name in ("split_seed", "fraction", "val_fraction")}
     return open_data(data if data is not None else recipe["data"], **split)
+
+
+def evaluation_folder(source: str | Path) -> Path:
+    """Where the pictures of an evaluation go: into the run, beside a weights file, or here for a model by name."""
+    path = Path(source)
+    return (path if path.is_dir() else path.parent if path.is_file() else Path()) / "evaluation"
 
 
 def check_classes(predictor: Predictor, data: DataSet) -> None:
@@ -43,7 +50,7 @@ def check_classes(predictor: Predictor, data: DataSet) -> None:
 
 
 def evaluate_run(
-    source: Path,
+    source: str | Path,
     *,
     data: str | None = None,
     part: str = "test",
@@ -78,7 +85,7 @@ def evaluate_run(
             device=predictor.device,
             advance=lambda count: progress.advance(task, count),
         )
-    folder = out or (source if source.is_dir() else source.parent) / "evaluation" / f"{pictures_of.name}-{part}"
+    folder = out or evaluation_folder(source) / f"{pictures_of.name}-{part}"
     file = folder / "confusion.png"
     kept = file.exists() and not overwrite
     if not kept:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from comvex.convit.weights import file_sha256, read_tensors, save_tensors
+from comvex.convit.weights import file_sha256, save_tensors
+from comvex.convit.weights_files import read_safetensors
 from comvex.errors import UserError
 from comvex.files import write_text
 
@@ -93,8 +94,8 @@ def load_checkpoint(checkpoint: Path) -> Checkpoint:
         raise UserError(f"The checkpoint {checkpoint} is damaged: {error}.") from error
     return Checkpoint(
         step=content["step"],
-        model=read_tensors(checkpoint / "model.safetensors"),
-        optimizer=read_tensors(checkpoint / "optimizer.safetensors"),
+        model=read_safetensors(checkpoint / "model.safetensors")[0],
+        optimizer=read_safetensors(checkpoint / "optimizer.safetensors")[0],
         state=content["state"],
     )
 

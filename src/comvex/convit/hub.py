@@ -1,0 +1,62 @@
+"""The model's way to the Hugging Face Hub and back: weights, configuration and a card in one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import ModelCard, ModelHubMixin
+
+if TYPE_CHECKING:
+    from comvex.convit.model import ConViTWithLinearClassifier
+
+WEIGHTS_NAME = "model.safetensors"
+"""What the Hub calls the weights file of a repository."""
+
+
+class HubModel(ModelHubMixin, library_name="comvex", pipeline_tag="image-classification", tags=["convit"]):
+    """``save_pretrained(folder)``, ``push_to_hub("owner/name")`` and ``from_pretrained(folder or "owner/name")``.
+
+    A folder holds model.safetensors, config.json (architecture, preprocessing, labels, checksum) and a model card.
+    """
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from comvex.convit.weights import save_weights  # which needs the model
+
+        save_weights(self, save_directory / WEIGHTS_NAME, info=self.info)  # pyright: ignore
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card of the model as it is now, written from what is known of its weights."""
+        from comvex.convit.model_card import model_card
+
+        return ModelCard(model_card(self.config, self.info), ignore_metadata_errors=False)  # pyright: ignore
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ) -> ConViTWithLinearClassifier:
+        """The model in a folder or in a repository of the Hub; ``overrides`` are fields of ``ConViTConfig``.
+
+        ``from_pretrained("owner/name", num_classes=10, image_size=(256, 128))`` adapts the weights as ``load_model``
+        does. Raises ``ValueError`` if there is no such model here or on the Hub, or its files are damaged.
+        """
+        from comvex.convit.published import find_weights
+        from comvex.convit.weights import load_model
+
+        file = find_weights(
+            pretrained_model_name_or_path,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        return load_model(file, **overrides)

@@ -1,0 +1,65 @@
+"""The card that goes with weights to the Hub: what they are, from which pictures, how good, how to use them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from huggingface_hub import ModelCardData
+
+from comvex.convit.config import ConViTConfig, as_pair
+
+if TYPE_CHECKING:
+    from comvex.convit.weights import WeightsInfo
+
+UNITS = {"top1": " %", "top5": " %", "val_top1": " %", "mean_average_precision": " %"}
+
+
+def model_card(config: ConViTConfig, info: WeightsInfo | None) -> str:
+    """Markdown with the Hub's metadata in front; figures and data are those that the weights came with."""
+    figures = dict(info.figures) if info is not None else {}
+    data = figures.pop("data", None)
+    head = ModelCardData(
+        library_name="comvex",
+        license=info.licence if info is not None else None,
+        pipeline_tag="image-classification",
+        tags=["convit", "image-classification"],
+    )
+    height, width = as_pair(config.image_size)
+    heads = config.num_heads
+    lines = [
+        f"---\n{head.to_yaml()}\n---\n",
+        f"# ConViT{f', trained on {data}' if data else ''}\n",
+        "A ConViT ([d'Ascoli et al., 2021](https://arxiv.org/abs/2103.10697)): a vision transformer whose early layers "
+        "start as convolutions, for `comvex`.\n",
+        f"- {config.num_local_layers} GPSA layers and {config.num_nonlocal_layers} self-attention layers, "
+        f"{heads} heads, {config.dim} numbers a token, patches of {config.patch_size} pixels",
+        f"- pictures of {height} x {width} pixels and {config.image_channel} channels; other sizes work too",
+        f"- {config.num_classes} classes{describe_labels(info.labels) if info is not None else ''}",
+        "",
+    ]
+    if figures:
+        rows = [
+            f"| {name.replace('_', ' ')} | {number(value)}{UNITS.get(name, '')} |" for name, value in figures.items()
+        ]
+        lines += ["## Measured\n", "| figure | value |", "| --- | --- |", *rows, ""]
+    lines += [
+        "## Use\n",
+        "```python",
+        "import comvex",
+        "",
+        'predictor = comvex.load("OWNER/NAME")  # this repository, or a folder with its files',
+        'predictor.predict(["photo.jpg"])',
+        "```\n",
+    ]
+    return "\n".join(lines)
+
+
+def number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def describe_labels(labels: tuple[str, ...], most: int = 20) -> str:
+    if not labels:
+        return ""
+    more = f" and {len(labels) - most} more" if len(labels) > most else ""
+    return f": {', '.join(labels[:most])}{more}"

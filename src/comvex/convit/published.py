@@ -1,0 +1,147 @@
+"""Where weights are found: files and folders here, published models by name, repositories of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from comvex import run_folder
+from comvex.errors import UserError
+
+if TYPE_CHECKING:
+    from comvex.convit.weights import WeightsInfo
+
+HUB_PREFIX = "hf-hub:"
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model whose weights the authors published."""
+
+    hub_id: str
+    """timm's copy on the Hugging Face Hub."""
+    address: str
+    """The authors' own file."""
+    top1: float
+    """Accuracy on ImageNet's validation pictures in percent (paper, Table 1)."""
+
+
+PUBLISHED = {
+    f"convit_{size}": Published(
+        hub_id=f"timm/convit_{size}.fb_in1k",
+        address=f"https://dl.fbaipublicfiles.com/convit/convit_{size}.pth",
+        top1=top1,
+    )
+    for size, top1 in (("tiny", 73.1), ("small", 81.3), ("base", 82.4))
+}
+TAGS = ("fb_in1k", "official")
+"""convit_tiny.fb_in1k is timm's copy, convit_tiny.official the authors' file; the same numbers."""
+UNPUBLISHED = tuple(f"{name}_plus" for name in PUBLISHED)
+NAMES = tuple(f"{name}.fb_in1k" for name in PUBLISHED)
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """The model and the tag of a published name, such as ("convit_tiny", "fb_in1k"); None if it is none."""
+    model, _, tag = name.partition(".")
+    if model in PUBLISHED and (tag or TAGS[0]) in TAGS:
+        return model, tag or TAGS[0]
+    return None
+
+
+def find_weights(source: str | Path, **download: Any) -> Path:
+    """The weights file that ``source`` stands for: a file; a run folder (its best weights); a folder with
+    model.safetensors or one other weights file; a published name; ``owner/name`` on the Hugging Face Hub.
+
+    ``download`` goes to ``huggingface_hub.hf_hub_download`` (``revision``, ``cache_dir``, ``token`` ...). What is in
+    the local cache is taken from there. Raises ``ValueError`` that says what to fetch and where to put it.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        return find_in_folder(path)
+    name = str(source)
+    model = name.partition(".")[0]
+    if model in UNPUBLISHED:
+        raise UserError(f"There are no published weights for {model}: the authors published {', '.join(PUBLISHED)}.")
+    published = split_name(name)
+    if published is not None and published[1] == "official":
+        return download_official(published[0])
+    if published is not None:
+        return download_from_hub(name, PUBLISHED[published[0]].hub_id, **download)
+    hub_id = name.removeprefix(HUB_PREFIX)
+    owner = hub_id.partition("/")[0]
+    if name != hub_id or (re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not Path(owner).exists()):
+        return download_from_hub(name, hub_id, **download)
+    near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(
+        f"There is no run folder, weights file or published model {name!r}: {hint}Published are {', '.join(NAMES)}."
+    )
+
+
+def find_in_folder(folder: Path) -> Path:
+    """The weights file of a run folder or of a folder in the Hub's layout."""
+    if (folder / run_folder.RECIPE).exists():
+        return run_folder.best_weights(folder)
+    for name in HUB_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(file for ending in ("safetensors", "pth", "bin") for file in folder.glob(f"*.{ending}"))
+    if len(found) == 1:
+        return found[0]
+    what = f"several weights files ({', '.join(file.name for file in found)}): name one" if found else "no weights file"
+    raise UserError(f"The folder {folder} is no run folder (it has no {run_folder.RECIPE}) and has {what}.")
+
+
+def download_from_hub(name: str, hub_id: str, **download: Any) -> Path:
+    """The weights file of a repository, from the local cache or the Hub, with its config.json beside it."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    where = {key: value for key, value in download.items() if key in ("cache_dir", "revision") and value is not None}
+    try:
+        for file in HUB_FILES:
+            cached = try_to_load_from_cache(hub_id, file, **where)
+            if isinstance(cached, str) and not download.get("force_download"):
+                return Path(cached)
+        hf_hub_download(hub_id, "config.json", **download)
+        return Path(hf_hub_download(hub_id, HUB_FILES[0], **download))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise UserError(
+            f"{name} is neither a file or folder here nor in the local cache, and could not be fetched from the "
+            f"Hugging Face Hub ({type(error).__name__}): fetch {HUB_FILES[0]} and config.json from "
+            f"https://huggingface.co/{hub_id} into a folder and give that folder instead of the name."
+        ) from error
+
+
+def download_official(model: str) -> Path:
+    """The authors' file, from PyTorch's cache or fetched into it."""
+    import torch
+
+    address = PUBLISHED[model].address
+    file = Path(torch.hub.get_dir()) / "checkpoints" / address.rpartition("/")[2]
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(address, str(file))
+        except OSError as error:
+            raise UserError(
+                f"The authors' weights of {model} are not on this machine and could not be fetched ({error}): fetch "
+                f"{address} and put it at {file}."
+            ) from error
+    return file
+
+
+def published_info(source: str | Path, info: WeightsInfo) -> WeightsInfo:
+    """What is known of published weights beside what their files say."""
+    published = split_name(str(source))
+    if published is None or Path(source).exists():
+        return info
+    figures = {"data": "ImageNet-1k", "top1": PUBLISHED[published[0]].top1, "source": "paper, Table 1"}
+    return dataclasses.replace(info, licence=info.licence or "apache-2.0", figures=figures)

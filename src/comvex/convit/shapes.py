@@ -1,0 +1,108 @@
+"""What a ConViT's tensors are called and how large they are: what a config demands of a file, and a file tells of one.
+
+Names are those of the published checkpoints, which are the model's own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from comvex.convit.config import ConViTConfig
+from comvex.convit.model import ConViTWithLinearClassifier
+from comvex.errors import UserError
+
+NATIVE_SIDE = 14
+"""Patches a side of the published models: taken where there is no position embedding to tell."""
+
+
+class UnknownArchitectureError(UserError):
+    """The names and shapes of a file do not tell its architecture; the message asks for ``config=``."""
+
+
+def expected_shapes(config: ConViTConfig) -> dict[str, torch.Size]:
+    """The name and shape of every tensor of a model, in the model's order."""
+    with torch.device("meta"):
+        model = ConViTWithLinearClassifier(config)
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def mismatch(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> str | None:
+    """Every name that is missing, unexpected or of another shape, in words; None if all fits."""
+    missing = [name for name in shapes if name not in tensors]
+    unexpected = [name for name in tensors if name not in shapes]
+    misshapen = [
+        f"{name} {tuple(tensor.shape)} instead of {tuple(shapes[name])}"
+        for name, tensor in tensors.items()
+        if name in shapes and tensor.shape != shapes[name]
+    ]
+    found = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in found if names) or None
+
+
+def check_shapes(tensors: Mapping[str, Tensor], config: ConViTConfig, what: str) -> None:
+    """Raises ``ValueError`` with every name at fault unless the tensors are exactly those of the config."""
+    found = mismatch(tensors, expected_shapes(config))
+    if found is not None:
+        raise UserError(f"{what} is no complete ConViT: {found}.")
+
+
+def infer_config(tensors: Mapping[str, Tensor], what: str) -> ConViTConfig:
+    """The config of a checkpoint in the published layout, from its names and shapes.
+
+    A square grid, pre-norm, epsilon 1e-6 and one Linear as head are taken for granted, as in the published models;
+    the heads are counted in the gates. Raises ``ValueError`` if the tensors do not tell.
+    """
+    projection = tensors.get("patch_embed.proj.weight")
+    if projection is None or projection.ndim != 4 or projection.shape[2] != projection.shape[3]:
+        shape = "is missing" if projection is None else f"has shape {tuple(projection.shape)}"
+        raise UserError(f"{what} is no ConViT: patch_embed.proj.weight {shape}, not (dim, channels, patch, patch).")
+    dim, channels, patch_size, _ = projection.shape
+    blocks = [int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))]
+    gates = {int(found[1]) for name in tensors if (found := re.fullmatch(r"blocks\.(\d+)\.attn\.gating_param", name))}
+    for missing, needed in (
+        ("the gates of GPSA layers (blocks.0.attn.gating_param)", bool(gates)),
+        ("a final norm (norm.weight)", "norm.weight" in tensors),
+        ("a head of one Linear", not any(re.match(r"head\.\d", name) for name in tensors)),
+    ):
+        if not needed:
+            raise UnknownArchitectureError(
+                f"{what} has not {missing}, so its architecture does not show: give it as config=."
+            )
+    ff = tensors.get(f"blocks.{min(blocks)}.mlp.fc1.weight")
+    head = tensors.get("head.weight", tensors.get("head.bias"))
+    try:
+        return ConViTConfig.from_preset(
+            "ConViT_Ti",
+            image_size=patch_size * native_side(tensors.get("pos_embed"), what),
+            image_channel=channels,
+            patch_size=patch_size,
+            num_local_layers=max(gates) + 1,
+            num_nonlocal_layers=max(blocks) - max(gates),
+            dim=dim,
+            heads=len(tensors[f"blocks.{min(gates)}.attn.gating_param"].reshape(-1)),
+            ff_dim=4 * dim if ff is None else len(ff),
+            num_classes=0 if head is None else len(head),
+            position_embedding="pos_embed" in tensors,
+        )
+    except UnknownArchitectureError:
+        raise
+    except (UserError, TypeError) as error:
+        raise UserError(f"{what} is no ConViT: by its shapes {error}") from error
+
+
+def native_side(pos_embed: Tensor | None, what: str) -> int:
+    """Patches a side of the square grid that a position embedding (1, N, dim) is for."""
+    if pos_embed is None:
+        return NATIVE_SIDE
+    side = math.isqrt(pos_embed.shape[1]) if pos_embed.ndim == 3 else 0
+    if side == 0 or side * side != pos_embed.shape[1]:
+        raise UnknownArchitectureError(
+            f"{what} has a position embedding of shape {tuple(pos_embed.shape)}, which is no square grid: give the "
+            "architecture as config=."
+        )
+    return side
