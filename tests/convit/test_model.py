@@ -96,7 +96,7 @@ def test_backbone_arguments_are_the_seeds_and_others_are_keyword_only() -> None:
     assert all(parameters[name].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for name in seed)
     assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in names[len(seed) :])
     config = inspect.signature(ConViTConfig).parameters
-    assert set(names) == set(config) - {"num_classes", "pred_act_fnc_name"}
+    assert set(names) == set(config) - {"num_classes", "pred_act_fnc_name", "global_pool"}
     assert all(parameters[name].default == config[name].default for name in names)
 
 

@@ -16,10 +16,6 @@ from comvex.convit.config import ConViTConfig
 from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.errors import UserError
 
-NATIVE_SIDE = 14
-"""Patches a side of the published models: taken where there is no position embedding to tell."""
-
-
 class UnknownArchitectureError(UserError):
     """The names and shapes of a file do not tell its architecture; the message asks for ``config=``."""
 
@@ -62,32 +58,36 @@ def infer_config(tensors: Mapping[str, Tensor], what: str) -> ConViTConfig:
         shape = "is missing" if projection is None else f"has shape {tuple(projection.shape)}"
         raise UserError(f"{what} is no ConViT: patch_embed.proj.weight {shape}, not (dim, channels, patch, patch).")
     dim, channels, patch_size, _ = projection.shape
-    blocks = [int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))]
-    gates = {int(found[1]) for name in tensors if (found := re.fullmatch(r"blocks\.(\d+)\.attn\.gating_param", name))}
+    blocks = numbered(tensors, r"blocks\.(\d+)\..*")
+    gates = numbered(tensors, r"blocks\.(\d+)\.attn\.gating_param")
+    if blocks != list(range(len(blocks))) or gates != list(range(len(gates))):
+        raise UserError(
+            f"{what} is no complete ConViT: it has the layers {blocks}, GPSA in {gates}, which leave some out."
+        )
     for missing, needed in (
-        ("the gates of GPSA layers (blocks.0.attn.gating_param)", bool(gates)),
-        ("a final norm (norm.weight)", "norm.weight" in tensors),
-        ("a head of one Linear", not any(re.match(r"head\.\d", name) for name in tensors)),
+        ("gates of GPSA layers (blocks.0.attn.gating_param)", bool(gates)),
+        ("final norm (norm.weight)", "norm.weight" in tensors),
+        ("position embedding (pos_embed)", "pos_embed" in tensors),
+        ("head of one Linear", not any(re.match(r"head\.\d", name) for name in tensors)),
     ):
         if not needed:
             raise UnknownArchitectureError(
-                f"{what} has not {missing}, so its architecture does not show: give it as config=."
+                f"{what} has no {missing}, so its architecture does not show: give it as config=."
             )
-    ff = tensors.get(f"blocks.{min(blocks)}.mlp.fc1.weight")
+    ff = tensors.get("blocks.0.mlp.fc1.weight")
     head = tensors.get("head.weight", tensors.get("head.bias"))
     try:
         return ConViTConfig.from_preset(
             "ConViT_Ti",
-            image_size=patch_size * native_side(tensors.get("pos_embed"), what),
+            image_size=patch_size * native_side(tensors["pos_embed"], what),
             image_channel=channels,
             patch_size=patch_size,
-            num_local_layers=max(gates) + 1,
-            num_nonlocal_layers=max(blocks) - max(gates),
+            num_local_layers=len(gates),
+            num_nonlocal_layers=len(blocks) - len(gates),
             dim=dim,
-            heads=len(tensors[f"blocks.{min(gates)}.attn.gating_param"].reshape(-1)),
+            heads=tensors["blocks.0.attn.gating_param"].numel(),
             ff_dim=4 * dim if ff is None else len(ff),
             num_classes=0 if head is None else len(head),
-            position_embedding="pos_embed" in tensors,
         )
     except UnknownArchitectureError:
         raise
@@ -95,10 +95,13 @@ def infer_config(tensors: Mapping[str, Tensor], what: str) -> ConViTConfig:
         raise UserError(f"{what} is no ConViT: by its shapes {error}") from error
 
 
-def native_side(pos_embed: Tensor | None, what: str) -> int:
+def numbered(tensors: Mapping[str, Tensor], pattern: str) -> list[int]:
+    """The numbers that a pattern finds in the names, in order."""
+    return sorted({int(found[1]) for name in tensors if (found := re.fullmatch(pattern, name, re.ASCII))})
+
+
+def native_side(pos_embed: Tensor, what: str) -> int:
     """Patches a side of the square grid that a position embedding (1, N, dim) is for."""
-    if pos_embed is None:
-        return NATIVE_SIDE
     side = math.isqrt(pos_embed.shape[1]) if pos_embed.ndim == 3 else 0
     if side == 0 or side * side != pos_embed.shape[1]:
         raise UnknownArchitectureError(

@@ -52,6 +52,8 @@ class WeightsInfo:
     licence: str | None = None
     figures: dict[str, Any] = field(default_factory=dict)
     """What was measured of these weights, such as ``val_top1`` in percent."""
+    multi_label: bool = False
+    """Whether a picture may be of none or several of the classes: each logit then is one class's yes or no."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ def read_own(file: Path, content: dict[str, Any]) -> Weights:
         labels=tuple(content["labels"]),
         licence=content["licence"],
         figures=entry["figures"],
+        multi_label=content.get("multi_label", False),
     )
     tensors, _ = read_safetensors(file)
     check_shapes(tensors, info.architecture, f"The weights file {file}")
@@ -345,6 +348,7 @@ def enter(file: Path, sha256: str, info: WeightsInfo) -> None:
         "architecture": json.loads(info.architecture.to_json()),
         "preprocessing": info.preprocessing,
         "labels": list(info.labels),
+        "multi_label": info.multi_label,
         "licence": info.licence,
         "files": dict(sorted(files.items())),
     }

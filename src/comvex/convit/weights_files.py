@@ -75,8 +75,9 @@ def read_pickle(file: Path) -> Any:
     Raises ``ValueError`` if it is damaged, or to open it would mean to run code that it names.
     """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(file, map_location="cpu", weights_only=True)
+        # By its stream, since by its name torch.load would take some files for something else.
+        with torch.serialization.safe_globals([argparse.Namespace]), file.open("rb") as stream:
+            return torch.load(stream, map_location="cpu", weights_only=True)
     # A damaged pickle can fail in any way; whatever it was, nothing of it has been used.
     except Exception as error:
         code = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)\S*)\s+([\w.]+)", str(error))

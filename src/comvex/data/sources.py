@@ -1,21 +1,20 @@
-"""The pictures that a name or a folder stands for, with their classes and their split into train, val and test."""
+"""The pictures that a name, a folder or a CSV file stands for, with their classes and their split into train, val and test."""
 
 import difflib
 import gzip
-import hashlib
 import os
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from comvex.data.reading import SUFFIXES, read_picture, to_channels
-from comvex.data.splits import stratified_share
+from comvex.data.csv_data import csv_data
+from comvex.data.picture_set import DataSet, PictureSet, picture_files_data
+from comvex.data.reading import SUFFIXES
 from comvex.errors import UserError
 
 NAMES = ("digits", "fashion-mnist")
@@ -23,86 +22,15 @@ FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 SYSTEM_DATASETS = (Path("/usr/share/datasets"), Path("/usr/local/share/datasets"))
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class PictureSet:
-    """Pictures with labels: files, read when asked for, or 8-bit grey pictures (num, height, width) in memory."""
-
-    pictures: Sequence[Path] | NDArray[np.uint8]
-    labels: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def in_memory(self) -> bool:
-        return isinstance(self.pictures, np.ndarray)
-
-    def read(self, index: int, *, channels: int) -> Image.Image:
-        """One picture, 8-bit grey or RGB; raises ``UnreadablePictureError`` if its file is damaged."""
-        picture = self.pictures[index]
-        if isinstance(picture, np.ndarray):
-            return to_channels(Image.fromarray(picture), channels=channels)
-        return read_picture(picture, channels=channels)
-
-    def name(self, index: int) -> str:
-        """What to call a picture in a message: its file, or its number."""
-        return f"number {index}" if self.in_memory else str(self.pictures[index])
-
-    def where(self, chosen: NDArray[np.bool_]) -> "PictureSet":
-        """The pictures for which ``chosen`` (num,) is true, in the same order."""
-        if isinstance(self.pictures, np.ndarray):
-            return PictureSet(self.pictures[chosen], self.labels[chosen])
-        return PictureSet([self.pictures[index] for index in np.flatnonzero(chosen).tolist()], self.labels[chosen])
-
-    def fingerprint(self) -> str:
-        """A short hash of the pictures' names (or pixels) and labels, to notice that the data have changed."""
-        digest = hashlib.sha256(self.labels.tobytes())
-        if isinstance(self.pictures, np.ndarray):
-            digest.update(self.pictures.tobytes())
-        else:
-            digest.update("\n".join(str(file) for file in self.pictures).encode(errors="surrogateescape"))
-        return digest.hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """Labelled pictures in up to three parts, and what a model for them needs to know."""
-
-    name: str
-    classes: tuple[str, ...]
-    train: PictureSet
-    val: PictureSet | None
-    test: PictureSet | None
-    image_size: int
-    """Side in pixels that a model takes unless told otherwise."""
-    patch_size: int
-    """Patch that goes with that size."""
-    dim: int
-    """Token width that a small model takes unless told otherwise."""
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    mirrored: bool
-    """Whether a picture means the same in the mirror, so that training may flip it."""
-
-    def part(self, name: str) -> PictureSet:
-        """The part called "train", "val" or "test"; raises ``ValueError`` if there is none."""
-        part = {"train": self.train, "val": self.val, "test": self.test}[name]
-        if part is None or len(part) == 0:
-            raise UserError(f"The data set {self.name} has no {name} pictures.")
-        return part
 
 
 def open_data(name: str, *, split_seed: int = 0, fraction: float = 1.0, val_fraction: float = 0.1) -> DataSet:
-    """The data set that a name (``NAMES``) or a folder of class folders stands for.
+    """The data set that a name (``NAMES``), a folder of class folders or a CSV file of paths and labels stands for.
 
     ``fraction`` in (0, 1] keeps a stratified share of the training pictures; ``val_fraction`` of what is left is then
-    set aside for validation, unless the folder has pictures for that. ``split_seed`` decides which.
+    set aside for validation, unless the data have pictures for that. ``split_seed`` decides which. Groups stay whole.
 
-    Raises ``ValueError`` if there is no such data set, or it has fewer than two classes or an empty part.
+    Raises ``ValueError`` if there is no such data set, or it has too few classes or an empty part.
     """
     if not 0 < fraction <= 1:
         raise UserError(f"fraction is {fraction}: it must lie in (0, 1].")
@@ -114,17 +42,20 @@ def open_data(name: str, *, split_seed: int = 0, fraction: float = 1.0, val_frac
         data = fashion_mnist()
     elif Path(name).is_dir():
         data = folder(Path(name), split_seed=split_seed)
+    elif Path(name).suffix.lower() == ".csv":
+        data = csv_data(Path(name), split_seed=split_seed)
     else:
         near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(
-            f"There is no data set {name!r}: {hint}Give a folder of class folders, or {' or '.join(NAMES)}."
+            f"There is no data set {name!r}: {hint}Give a folder of class folders, a .csv file, or "
+            f"{' or '.join(NAMES)}."
         )
     if fraction < 1:
-        data = replace(data, train=data.train.where(stratified_share(data.train.labels, fraction, seed=split_seed)))
+        data = replace(data, train=data.train.where(data.train.share(fraction, seed=split_seed)))
     if data.val is None:
         # Another seed than the fraction's: the same one would always set aside the pictures that come first there.
-        chosen = stratified_share(data.train.labels, val_fraction, seed=split_seed + 1_000_003)
+        chosen = data.train.share(val_fraction, seed=split_seed + 1_000_003)
         data = replace(data, train=data.train.where(~chosen), val=data.train.where(chosen))
     if len(data.train) == 0 or data.val is None or len(data.val) == 0:
         raise UserError(
@@ -233,22 +164,11 @@ def folder(root: Path, *, split_seed: int) -> DataSet:
     else:
         classes = class_names(root)
         pictures = list_pictures(root, classes)
-        in_test = stratified_share(pictures.labels, 0.2, seed=split_seed)
+        in_test = pictures.share(0.2, seed=split_seed)
         train, parts = pictures.where(~in_test), {"test": pictures.where(in_test)}
-    return DataSet(
-        name=root.resolve().name,
-        classes=classes,
-        train=train,
-        val=parts.get("val"),
-        test=parts.get("test"),
-        image_size=64,
-        patch_size=8,
-        dim=96,
-        channels=3,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        mirrored=True,
-    )
+    return picture_files_data(
+        root.resolve().name, classes, train=train, val=parts.get("val"), test=parts.get("test")
+    )  # fmt: skip
 
 
 def class_names(root: Path) -> tuple[str, ...]:

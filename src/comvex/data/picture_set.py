@@ -1,0 +1,142 @@
+"""Pictures with labels, and a whole data set of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from comvex.data.reading import read_picture, to_channels
+from comvex.data.splits import grouped_share, rarest_label, stratified_share
+from comvex.errors import UserError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Pictures with labels: files, read when asked for, or 8-bit grey pictures (num, height, width) in memory.
+
+    ``labels`` is (num,), the class of each picture, or multi-label (num, num_classes) of 0 and 1. ``groups`` (num,)
+    has a number for each picture, the same for those that no split may part (of one patient, from one site).
+    """
+
+    pictures: Sequence[Path] | NDArray[np.uint8]
+    labels: NDArray[np.integer]
+    groups: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def in_memory(self) -> bool:
+        return isinstance(self.pictures, np.ndarray)
+
+    @property
+    def multi_label(self) -> bool:
+        return self.labels.ndim == 2
+
+    def read(self, index: int, *, channels: int) -> Image.Image:
+        """One picture, 8-bit grey or RGB; raises ``UnreadablePictureError`` if its file is damaged."""
+        picture = self.pictures[index]
+        if isinstance(picture, np.ndarray):
+            return to_channels(Image.fromarray(picture), channels=channels)
+        return read_picture(picture, channels=channels)
+
+    def name(self, index: int) -> str:
+        """What to call a picture in a message: its file, or its number."""
+        return f"number {index}" if self.in_memory else str(self.pictures[index])
+
+    def where(self, chosen: NDArray[np.bool_]) -> PictureSet:
+        """The pictures for which ``chosen`` (num,) is true, in the same order."""
+        groups = self.groups[chosen] if self.groups is not None else None
+        if isinstance(self.pictures, np.ndarray):
+            return PictureSet(self.pictures[chosen], self.labels[chosen], groups)
+        files = [self.pictures[index] for index in np.flatnonzero(chosen).tolist()]
+        return PictureSet(files, self.labels[chosen], groups)
+
+    def share(self, share: float, *, seed: int) -> NDArray[np.bool_]:
+        """Which pictures (num,) belong to a share of the whole; the shares of one seed are nested.
+
+        Stratified by class, exactly where every picture has one class and stands for itself (``stratified_share``), and
+        as far as that goes where groups stay whole or pictures have several labels (``grouped_share``, by the rarest
+        label of a picture).
+        """
+        if self.groups is None and not self.multi_label:
+            return stratified_share(self.labels, share, seed=seed)
+        strata = rarest_label(self.labels) if self.multi_label else self.labels
+        groups = self.groups if self.groups is not None else np.arange(len(self))
+        return grouped_share(strata, groups, share, seed=seed)
+
+    def fingerprint(self) -> str:
+        """A short hash of the pictures' names (or pixels) and labels, to notice that the data have changed."""
+        digest = hashlib.sha256(self.labels.tobytes())
+        if isinstance(self.pictures, np.ndarray):
+            digest.update(self.pictures.tobytes())
+        else:
+            digest.update("\n".join(str(file) for file in self.pictures).encode(errors="surrogateescape"))
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Labelled pictures in up to three parts, and what a model for them needs to know."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: PictureSet
+    val: PictureSet | None
+    test: PictureSet | None
+    image_size: int
+    """Side in pixels that a model takes unless told otherwise."""
+    patch_size: int
+    """Patch that goes with that size."""
+    dim: int
+    """Token width that a small model takes unless told otherwise."""
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    mirrored: bool
+    """Whether a picture means the same in the mirror, so that training may flip it."""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a picture may have none or several of the classes."""
+        return self.train.multi_label
+
+    def part(self, name: str) -> PictureSet:
+        """The part called "train", "val" or "test"; raises ``ValueError`` if there is none."""
+        part = {"train": self.train, "val": self.val, "test": self.test}[name]
+        if part is None or len(part) == 0:
+            raise UserError(f"The data set {self.name} has no {name} pictures.")
+        return part
+
+
+def picture_files_data(
+    name: str,
+    classes: tuple[str, ...],
+    *,
+    train: PictureSet,
+    val: PictureSet | None,
+    test: PictureSet | None,
+) -> DataSet:
+    """Picture files of any size and colour as a data set: read as RGB, by default as squares of 64 pixels."""
+    return DataSet(
+        name=name,
+        classes=classes,
+        train=train,
+        val=val,
+        test=test,
+        image_size=64,
+        patch_size=8,
+        dim=96,
+        channels=3,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        mirrored=True,
+    )

@@ -1,0 +1,318 @@
+"""Over two hundred damaged weights files: each is refused with its cause, none runs code, nothing is half loaded.
+
+One undamaged file of each kind is the control. Files are damaged the same way on every run.
+"""
+
+import builtins
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import State, random_model, random_state, write
+from safetensors.torch import save_file
+
+from comvex.cli import main
+from comvex.convit import ConViTWithLinearClassifier
+from comvex.convit.weights import load_model, load_weights, save_weights
+
+STATE = random_state()
+FOREIGN = ("official.pth", "timm.safetensors")
+Damage = Callable[[Path], Path]
+"""Makes a damaged file in an empty folder and returns it."""
+
+
+def truncated(name: str, share: float) -> Damage:
+    def make(folder: Path) -> Path:
+        file = write(name, STATE, folder)
+        content = file.read_bytes()
+        file.write_bytes(content[: int(share * len(content))])
+        return file
+
+    return make
+
+
+def changed(name: str, change: Callable[[State], Any]) -> Damage:
+    def make(folder: Path) -> Path:
+        state = dict(STATE)
+        change(state)
+        return write(name, state, folder)
+
+    return make
+
+
+def drop(key: str) -> Callable[[State], Any]:
+    return lambda state: state.pop(key)
+
+
+def rename(key: str) -> Callable[[State], Any]:
+    return lambda state: state.update({key.replace("0", "7") + "s": state.pop(key)})
+
+
+def replace(key: str, value: torch.Tensor) -> Callable[[State], Any]:
+    return lambda state: state.update({key: value})
+
+
+def poisoned(key: str, value: float) -> Callable[[State], Any]:
+    def change(state: State) -> None:
+        tensor = state[key].clone()
+        tensor.view(-1)[len(tensor.view(-1)) // 2] = value
+        state[key] = tensor
+
+    return change
+
+
+def lying_header(change: Callable[[dict[str, Any]], Any], *, length: int | None = None) -> Damage:
+    """A safetensors file whose header says something else than what follows."""
+
+    def make(folder: Path) -> Path:
+        file = write("timm.safetensors", STATE, folder)
+        content = file.read_bytes()
+        size = struct.unpack("<Q", content[:8])[0]
+        header = json.loads(content[8 : 8 + size])
+        change(header)
+        text = json.dumps(header).encode()
+        file.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + content[8 + size :])
+        return file
+
+    return make
+
+
+class Call:
+    """Pickles to a call of a function."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.function, self.arguments
+
+
+def calling(wrap: Callable[[Any], Any], function: Callable[..., Any], *arguments: str, zipped: bool = True) -> Damage:
+    """A pickle that would make the file "executed" if it were run."""
+
+    def make(folder: Path) -> Path:
+        mark = str(folder / "executed")
+        content = wrap(Call(function, *(argument.replace("MARK", mark) for argument in arguments)))
+        file = folder / "evil.pth"
+        if zipped:
+            torch.save(content, file)
+        else:
+            file.write_bytes(pickle.dumps(content, protocol=2))
+        return file
+
+    return make
+
+
+def own(damage: Callable[[Path], Any]) -> Damage:
+    """A file of ours, damaged after it was written."""
+
+    def make(folder: Path) -> Path:
+        save_weights(random_model(), folder / "model.safetensors")
+        damage(folder)
+        return folder / "model.safetensors"
+
+    return make
+
+
+def flip(name: str, place: float, bit: int) -> Callable[[Path], Any]:
+    def damage(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[int(place * len(content))] ^= 1 << bit
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
+def cut(name: str, share: float) -> Callable[[Path], Any]:
+    def damage(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: int(share * len(content))])
+
+    return damage
+
+
+def edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
+    def damage(folder: Path) -> None:
+        content = json.loads((folder / "config.json").read_text())
+        change(content)
+        (folder / "config.json").write_text(json.dumps(content))
+
+    return damage
+
+
+def written(content: bytes) -> Damage:
+    def make(folder: Path) -> Path:
+        (folder / "weights.pth").write_bytes(content)
+        return folder / "weights.pth"
+
+    return make
+
+
+def saved(content: Any) -> Damage:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return written(buffer.getvalue())
+
+
+def damages() -> Iterator[tuple[str, Damage]]:
+    draw = random.Random(0)
+    keys = list(STATE)
+    for name in (*FOREIGN, "official-legacy.pth"):
+        for share in [0.0, 0.0001, 0.001, 0.999, *(draw.random() for _ in range(11))]:
+            yield f"{name} truncated to {share:.4f}", truncated(name, share)
+    for name in FOREIGN:
+        for key in draw.sample(keys, 20):
+            yield f"{name} without {key}", changed(name, drop(key))
+        for key in draw.sample([key for key in keys if key != "head.bias"], 12):
+            yield f"{name} with {key} renamed", changed(name, rename(key))
+        for key in (
+            "extra",
+            "blocks.1.attn.extra",
+            "blocks.999999999.norm1.weight",
+            "head.9.weight",
+            "head_dist.weight",
+        ):
+            yield f"{name} with {key} added", changed(name, replace(key, torch.zeros(16)))
+        for key in draw.sample([key for key in keys if key not in ("pos_embed", "cls_token")], 12):
+            shape = list(STATE[key].shape)
+            shape[draw.randrange(len(shape))] += 1
+            yield f"{name} with {key} of {shape}", changed(name, replace(key, torch.zeros(shape)))
+        for shape in ((1, 15, 16), (1, 16, 17), (16, 16), (2, 16, 16), (1, 0, 16)):
+            yield f"{name} with pos_embed of {shape}", changed(name, replace("pos_embed", torch.zeros(shape)))
+        for key in draw.sample(keys, 4):
+            for dtype in (torch.int64, torch.bool, torch.uint8, torch.complex64):
+                yield f"{name} with {key} of {dtype}", changed(name, replace(key, STATE[key].to(dtype)))
+        for key in draw.sample(keys, 4):
+            for value in (float("nan"), float("inf")):
+                yield f"{name} with {value} in {key}", changed(name, poisoned(key, value))
+
+    def first(header: dict[str, Any]) -> dict[str, Any]:
+        return header["head.weight"]
+
+    yield "header of another shape", lying_header(lambda header: first(header).update(shape=[5, 17]))
+    yield "header of another type", lying_header(lambda header: first(header).update(dtype="F64"))
+    yield "header of no type", lying_header(lambda header: first(header).update(dtype="Q7"))
+    yield (
+        "header with data beyond the end",
+        lying_header(lambda header: first(header).update(data_offsets=[0, 1 << 40])),
+    )
+    yield "header with overlapping data", lying_header(lambda header: first(header).update(data_offsets=[0, 320]))
+    yield "header with a hole", lying_header(lambda header: header.pop("head.weight"))
+    yield "header of 2^63 bytes", lying_header(lambda header: None, length=1 << 63)
+    yield "header of 2^27 bytes", lying_header(lambda header: None, length=1 << 27)
+    yield "header of 9 bytes", lying_header(lambda header: None, length=9)
+    yield "header with negative shape", lying_header(lambda header: first(header).update(shape=[-5, -16]))
+
+    functions: list[tuple[Callable[..., Any], str]] = [
+        (os.system, "touch MARK"),
+        (builtins.eval, "open('MARK', 'w').close()"),
+        (builtins.exec, "open('MARK', 'w').close()"),
+        (subprocess.check_output, "touch MARK"),
+        (os.mkdir, "MARK"),
+    ]
+    wraps: dict[str, Callable[[Any], Any]] = {
+        "alone": lambda call: call,
+        "as a weight": lambda call: {"model": {**STATE, "head.bias": call}},
+        "beside the model": lambda call: {"model": STATE, "args": call},
+    }
+    for function, argument in functions:
+        for where, wrap in wraps.items():
+            yield f"a call of {function.__name__} {where}", calling(wrap, function, argument)
+    yield "a bare pickle that calls", calling(lambda call: call, os.system, "touch MARK", zipped=False)
+
+    for _ in range(25):
+        yield "our weights, a bit flipped", own(flip("model.safetensors", draw.random(), draw.randrange(8)))
+        yield "our config, a bit flipped", own(flip("config.json", draw.random(), draw.randrange(8)))
+    for share in (0.0, 0.3, 0.99):
+        yield "our weights truncated", own(cut("model.safetensors", share))
+        yield "our config truncated", own(cut("config.json", share))
+    yield "our config missing", own(lambda folder: (folder / "config.json").unlink())
+    yield "our config of version 2", own(edit(lambda content: content.update(format=2)))
+    yield "our config for other files", own(edit(lambda content: content.update(files={})))
+    yield "our config with another dim", own(edit(lambda content: content["architecture"].update(dim=32)))
+    yield "our config with a field too many", own(edit(lambda content: content["architecture"].update(width=2)))
+    yield "our config a list", own(lambda folder: (folder / "config.json").write_text("[]"))
+    yield (
+        "our weights those of another model",
+        own(lambda folder: save_file(random_state(seed=2), folder / "model.safetensors")),
+    )
+
+    for content in (b"", b"PK", b"\x80", b"hello", bytes(1000), b"{}" * 20, '{"model": 1}'.encode()):
+        yield f"the bytes {content[:12]!r}", written(content)
+    for value in (
+        1,
+        [STATE],
+        {},
+        {"model": {}},
+        {"model": 3},
+        {1: torch.zeros(2)},
+        torch.zeros(3),
+        {"model": {"a": "b"}},
+    ):
+        yield f"a saved {str(value)[:30]}", saved(value)
+
+
+DAMAGES = list(damages())
+
+
+def test_there_are_at_least_two_hundred_damaged_files() -> None:
+    assert len(DAMAGES) >= 200
+
+
+@pytest.mark.parametrize(("name", "make"), DAMAGES, ids=[name for name, _ in DAMAGES])
+def test_damaged_file_is_refused_with_its_cause(name: str, make: Damage, tmp_path, unchanged) -> None:
+    file = make(tmp_path)
+    with pytest.raises(ValueError, match=".") as alone:
+        load_model(file)
+    model = random_model(seed=3)
+    with unchanged(model), pytest.raises(ValueError, match=".") as into_model:
+        load_weights(model, file)
+    for caught in (alone, into_model):
+        assert type(caught.value).__name__ in ("UserError", "UnknownArchitectureError"), caught.value
+        assert str(tmp_path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "executed").exists()
+    if "call" in name:
+        assert "would run code that it names" in str(alone.value), alone.value
+
+
+@pytest.mark.parametrize("name", [*FOREIGN, "official-legacy.pth"])
+def test_undamaged_controls_load(name: str, tmp_path) -> None:
+    file = write(name, STATE, tmp_path)
+    assert load_model(file).config.num_classes == 5
+    save_weights(random_model(), tmp_path / "own" / "model.safetensors")
+    assert torch.equal(load_model(tmp_path / "own").cls_token, STATE["cls_token"])
+
+
+def test_damage_is_told_in_one_line_on_the_command_line(tmp_path, capsys) -> None:
+    picture = Path(shutil.copy(Path(__file__).parents[2] / "docs" / "images" / "demo.png", tmp_path / "picture.png"))
+    for name, make in DAMAGES[:: len(DAMAGES) // 12]:
+        folder = tmp_path / str(abs(hash(name)))
+        folder.mkdir()
+        file = make(folder)
+        assert main(["predict", str(file), str(picture)]) == 2
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert told.err.startswith("comvex: ")
+        assert told.err.count("\n") == 1, told.err
+
+
+def test_a_model_is_not_touched_before_all_of_the_file_is_checked(tmp_path) -> None:
+    state = dict(STATE)
+    last = list(state)[-1]
+    state[last] = torch.full_like(state[last], float("nan"))
+    model = ConViTWithLinearClassifier(random_model().config)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match="not finite"):
+        load_weights(model, write("timm.pth", state, tmp_path))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -1,0 +1,367 @@
+"""Weights of every layout come in and go out with every number as it is; what differs from the model is adapted."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import WRITERS, random_model, random_state, small_config, write
+from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.models import adapt_input_conv
+
+from comvex.cli import main
+from comvex.convit import ConViTBackbone, ConViTConfig, ConViTWithLinearClassifier
+from comvex.convit.weights import WeightsInfo, convert, load_model, load_weights, read_weights, save_weights
+
+PICTURES = torch.randn(2, 3, 32, 48)
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """The same names, the same bits."""
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
+
+
+# Reading
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_every_published_layout_is_recognised_by_its_content_and_gives_the_same_model(name, tmp_path):
+    state = random_state()
+    file = write(name, state, tmp_path)
+    weights = read_weights(file)
+    assert weights.layout == WRITERS[name][0]
+    assert weights.info.architecture == small_config()
+    model = load_model(file)
+    assert not model.training
+    assert equal(model.state_dict(), state)
+    assert torch.equal(model(PICTURES), random_model()(PICTURES))
+
+    other = ConViTWithLinearClassifier(small_config())
+    report = load_weights(other, file)
+    assert equal(other.state_dict(), state)
+    assert (report.layout, report.size) == (WRITERS[name][0], "another size")
+
+
+def test_the_averaged_weights_of_a_training_checkpoint_are_taken_on_request_and_told_of_otherwise(tmp_path):
+    state = random_state()
+    file = write("official-training.pth", state, tmp_path)
+    model = ConViTWithLinearClassifier(small_config())
+    assert any("averaged weights (model_ema)" in line for line in load_weights(model, file).changes)
+    averaged = load_model(file, ema=True).state_dict()
+    assert equal(averaged, {name: tensor + 1 for name, tensor in state.items()})
+    with pytest.raises(ValueError, match=r"official\.pth has no averaged weights"):
+        load_model(write("official.pth", state, tmp_path), ema=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_converted_and_told_of(dtype, tmp_path):
+    state = {name: tensor.to(dtype) for name, tensor in random_state().items()}
+    model = ConViTWithLinearClassifier(small_config())
+    report = load_weights(model, write("timm.pth", state, tmp_path))
+    assert report.changes == (f"precision: {str(dtype)[6:]} converted to the model's",)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name].float())
+
+
+@pytest.mark.parametrize(
+    "size", ["ConViT_Ti", "ConViT_Ti_plus", "ConViT_S", "ConViT_S_plus", "ConViT_B", "ConViT_B_plus"]
+)
+def test_the_papers_sizes_are_recognised_from_shapes(size):
+    from comvex.convit.shapes import infer_config
+    from comvex.convit.weights import preset_name
+
+    with torch.device("meta"):
+        state = ConViTWithLinearClassifier(ConViTConfig.from_preset(size)).state_dict()
+    config = infer_config(state, "The file")
+    assert config == ConViTConfig.from_preset(size)
+    assert preset_name(config) == size
+
+
+SEEDS = {"pre_norm": False, "position_embedding": False, "pred_act_fnc_name": "ReLU"}
+
+
+def test_an_architecture_that_shapes_do_not_tell_needs_its_config_or_a_model_of_it(tmp_path):
+    config = small_config(**SEEDS)
+    state = random_state(config)
+    file = write("timm.pth", state, tmp_path)
+    with pytest.raises(ValueError, match="architecture does not show: give it as config="):
+        load_model(file)
+    assert equal(load_model(file, config=config).state_dict(), state)
+    model = ConViTWithLinearClassifier(config)
+    load_weights(model, file)
+    assert equal(model.state_dict(), state)
+
+
+def test_a_grid_that_is_no_square_needs_its_config(tmp_path):
+    config = small_config(image_size=(32, 16))
+    file = write("timm.pth", random_state(config), tmp_path)
+    with pytest.raises(ValueError, match="no square grid: give the architecture as config="):
+        load_model(file)
+    assert load_model(file, config=config).config == config
+
+
+def test_a_backbone_takes_the_weights_of_a_classifier(tmp_path):
+    config = small_config()
+    backbone = ConViTBackbone(**config.backbone_arguments())
+    report = load_weights(backbone, write("official.pth", random_state(), tmp_path))
+    assert report.changes == ("head: left out (that for 5 classes)",)
+    assert torch.equal(backbone.eval()(PICTURES), random_model().forward_features(PICTURES))
+
+
+# Round trips
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("first", "layout"), [("official-training.pth", "official"), ("timm.safetensors", "timm"), ("timm.pth", "timm")]
+)
+def test_round_trips_through_our_layout_are_bit_identical(first, layout, dtype, tmp_path):
+    state = {name: tensor.to(dtype) for name, tensor in random_state().items()}
+    file = write(first, state, tmp_path)
+    ours, _ = convert(file, tmp_path / "ours", layout="comvex")
+    assert ours == tmp_path / "ours" / "model.safetensors"
+    back, weights = convert(tmp_path / "ours", tmp_path / f"back{file.suffix}", layout=layout)
+    assert weights.layout == "comvex"
+    again = read_weights(back)
+    assert again.layout == layout
+    assert equal(again.tensors, state)
+    raw = torch.load(back, weights_only=True) if file.suffix == ".pth" else again.tensors
+    assert equal(raw["model"] if layout == "official" else raw, state)
+
+
+def test_saved_weights_carry_what_is_known_of_them(tmp_path):
+    model = random_model(small_config(image_size=(32, 16), **SEEDS))
+    preprocessing = {"image_size": [32, 16], "channels": 3, "mean": [0.1] * 3, "std": [0.2] * 3, "crop_pct": 0.9}
+    info = WeightsInfo(model.config, preprocessing, ("a", "b", "c", "d", "ä"), "mit", {"val_top1": 91.25})
+    save_weights(model, tmp_path / "weights.safetensors", info=info)
+    loaded = load_model(tmp_path / "weights.safetensors")
+    assert loaded.info == info
+    assert equal(loaded.state_dict(), model.state_dict())
+    save_weights(loaded, tmp_path / "again" / "weights.safetensors")
+    assert load_model(tmp_path / "again").info == info
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"pre_norm": False}, "pre_norm"),
+        ({"use_gpsa": False}, "use_gpsa"),
+        ({"pred_act_fnc_name": "ReLU"}, "pred_act_fnc_name"),
+        ({"norm_eps": 1e-5}, "norm_eps"),
+        ({"image_size": (32, 16)}, "image_size"),
+        ({"num_nonlocal_layers": 0}, "num_nonlocal_layers"),
+        ({"global_pool": "avg"}, "global_pool"),
+    ],
+)
+def test_what_the_published_code_cannot_run_is_not_written_in_its_layout(arguments, field, tmp_path):
+    model = random_model(small_config(**arguments))
+    for layout in ("official", "timm"):
+        with pytest.raises(ValueError, match=f"{field} is .* which the {layout} layout has no place for"):
+            save_weights(model, tmp_path / "x.pth", layout=layout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_the_wrong_kind_for_a_layout_are_refused(tmp_path):
+    model = random_model()
+    with pytest.raises(ValueError, match=r"x\.pth: weights in comvex's layout end in \.safetensors"):
+        save_weights(model, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.safetensors: the official layout is a PyTorch file"):
+        save_weights(model, tmp_path / "x.safetensors", layout="official")
+    with pytest.raises(ValueError, match="The layout is 'keras': it must be one of comvex, timm, official"):
+        save_weights(model, tmp_path / "x.pth", layout="keras")  # pyright: ignore
+    assert list(tmp_path.iterdir()) == []
+
+
+# Adapting
+
+
+def load_adapted(caplog: pytest.LogCaptureFixture, file: Path, **arguments: Any) -> ConViTWithLinearClassifier:
+    with caplog.at_level(logging.INFO, logger="comvex"):
+        return load_model(file, **arguments)
+
+
+@pytest.mark.parametrize("image_size", [(288, 160), (448, 448), (96, 96)])
+def test_position_embedding_at_another_size_is_timms_and_told_in_one_line(image_size, tmp_path, caplog):
+    config = small_config(image_size=224, patch_size=16)
+    state = random_state(config)
+    model = load_adapted(caplog, write("official.pth", state, tmp_path), image_size=image_size)
+    grid = [side // 16 for side in image_size]
+    expected = resample_abs_pos_embed(state["pos_embed"], grid, [14, 14], num_prefix_tokens=0)
+    torch.testing.assert_close(model.state_dict()["pos_embed"], expected, rtol=0, atol=1e-6)
+    told = [record.message for record in caplog.records if record.message.startswith("position embedding")]
+    assert told == [
+        f"position embedding: 14 x 14 patches (224 x 224 pixels) -> {grid[0]} x {grid[1]} patches "
+        f"({image_size[0]} x {image_size[1]} pixels)"
+    ]
+    # A model of the native size does the same when it gets such pictures.
+    pictures = torch.randn(1, 3, *image_size)
+    torch.testing.assert_close(model(pictures), random_model(config)(pictures), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("patch_size", [4, 16])
+def test_patch_projection_for_another_patch_size_is_timms(patch_size, tmp_path, caplog):
+    state = random_state()
+    model = load_adapted(
+        caplog, write("timm.pth", state, tmp_path), patch_size=patch_size, image_size=4 * patch_size
+    )  # fmt: skip
+    expected = resample_patch_embed(state["patch_embed.proj.weight"], [patch_size, patch_size])
+    assert torch.equal(model.state_dict()["patch_embed.proj.weight"], expected)
+    assert [record.message for record in caplog.records][1:] == [f"patch size: 8 -> {patch_size} pixels"]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_patch_projection_for_other_channels_is_timms(channels, tmp_path, caplog):
+    state = random_state()
+    model = load_adapted(caplog, write("timm.pth", state, tmp_path), image_channel=channels)
+    expected = adapt_input_conv(channels, state["patch_embed.proj.weight"])
+    assert torch.equal(model.state_dict()["patch_embed.proj.weight"], expected)
+    assert [record.message for record in caplog.records][1:] == [f"input channels: 3 -> {channels}"]
+    assert model(torch.randn(1, channels, 32, 32)).shape == (1, 5)
+    assert model.info is not None
+    assert model.info.preprocessing["channels"] == channels == len(model.info.preprocessing["mean"])
+
+
+def test_only_three_channels_can_be_adapted(tmp_path):
+    file = write("timm.pth", random_state(small_config(image_channel=4)), tmp_path)
+    with pytest.raises(ValueError, match="for 4 input channels and the model for 1: only weights for 3 channels"):
+        load_model(file, image_channel=1)
+
+
+def test_other_classes_get_a_new_head_and_no_classes_none(tmp_path, caplog):
+    state = random_state()
+    file = write("timm.pth", state, tmp_path)
+    model = load_adapted(caplog, file, num_classes=7)
+    assert [record.message for record in caplog.records][1:] == ["head: new, for 7 classes (that for 5 classes)"]
+    assert model(PICTURES).shape == (2, 7)
+    assert model.head.weight.std().item() == pytest.approx(0.02, rel=0.3)
+    caplog.clear()
+    features = load_adapted(caplog, file, num_classes=0)
+    assert [record.message for record in caplog.records][1:] == ["head: left out (that for 5 classes)"]
+    assert torch.equal(features(PICTURES), random_model().forward_features(PICTURES)[:, 0])
+
+    own = ConViTWithLinearClassifier(small_config(num_classes=7))
+    head = own.head.weight.clone()
+    load_weights(own, file)
+    assert torch.equal(own.head.weight, head)
+    assert torch.equal(own.cls_token, state["cls_token"])
+
+
+def test_all_at_once_each_in_a_line_of_its_own(tmp_path, caplog):
+    file = write("official.pth", random_state(), tmp_path)
+    changed = {"image_size": (48, 24), "patch_size": 4, "image_channel": 1, "num_classes": 2}
+    model = load_adapted(caplog, file, **changed)
+    assert model(torch.randn(1, 1, 48, 24)).shape == (1, 2)
+    assert [record.message.split(":")[0] for record in caplog.records][1:] == [
+        "head",
+        "input channels",
+        "patch size",
+        "position embedding",
+    ]
+
+
+# Refusing
+
+
+def test_a_mismatch_names_every_tensor_and_leaves_the_model_as_it_was(tmp_path, unchanged):
+    state = random_state()
+    del state["blocks.1.attn.gating_param"], state["blocks.0.norm1.bias"]
+    state["blocks.1.attn.qkv.weight"] = torch.zeros(48, 16)
+    state["blocks.2.mlp.fc2.bias"] = torch.zeros(17)
+    file = write("timm.pth", state, tmp_path)
+    model = random_model(seed=2)
+    with unchanged(model), pytest.raises(ValueError, match="no complete ConViT") as caught:
+        load_weights(model, file)
+    for name in ("blocks.0.norm1.bias", "blocks.1.attn.qk.weight", "blocks.2.mlp.fc2.bias (17,) instead of (16,)"):
+        if name != "blocks.1.attn.qk.weight":
+            assert name in str(caught.value)
+
+
+def test_weights_of_another_size_are_refused_by_name(tmp_path, unchanged):
+    file = write("timm.pth", random_state(small_config(dim=32)), tmp_path)
+    model = random_model()
+    with unchanged(model), pytest.raises(ValueError, match="do not fit the model: of another shape: ") as caught:
+        load_weights(model, file)
+    for name, tensor in model.state_dict().items():
+        if tensor.ndim and 16 in tensor.shape and not name.startswith("head"):
+            assert name in str(caught.value)
+
+
+def test_a_model_without_position_embedding_refuses_weights_with_one(tmp_path):
+    file = write("timm.pth", random_state(), tmp_path)
+    with pytest.raises(ValueError, match="unexpected: pos_embed"):
+        load_weights(ConViTWithLinearClassifier(small_config(position_embedding=False)), file)
+
+
+def test_our_weights_without_their_config_are_refused(tmp_path):
+    save_weights(random_model(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"belong to a config\.json beside them, which is missing"):
+        load_model(tmp_path)
+
+
+def test_an_edited_config_is_refused(tmp_path):
+    save_weights(random_model(), tmp_path / "model.safetensors")
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["licence"] = "mine"
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="damaged or was edited"):
+        load_model(tmp_path)
+
+
+def test_timms_config_beside_weights_gives_preprocessing_and_labels(tmp_path):
+    save_file(random_state(), tmp_path / "model.safetensors")
+    config = {
+        "architecture": "convit_tiny",
+        "num_classes": 5,
+        "label_names": list("vwxyz"),
+        "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 0.9, "license": "apache-2.0"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    info = load_model(tmp_path).info
+    assert info is not None
+    assert info.labels == tuple("vwxyz")
+    assert info.licence == "apache-2.0"
+    assert info.preprocessing == {
+        "image_size": [32, 32],
+        "channels": 3,
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+        "crop_pct": 0.9,
+    }
+
+
+# The command line
+
+
+def test_convert_says_what_it_did_and_overwrites_only_on_request(tmp_path, capsys):
+    file = write("official.pth", random_state(), tmp_path)
+    out = tmp_path / "ours"
+    assert main(["convert", str(file), str(out), "--to", "comvex"]) == 0
+    assert "(official layout, another size)" in capsys.readouterr().out
+    assert main(["convert", str(file), str(out), "--to", "comvex"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(["convert", str(out), str(tmp_path / "timm.bin"), "--to", "timm", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "in": str(out / "model.safetensors"),
+        "from": "comvex",
+        "out": str(tmp_path / "timm.bin"),
+        "to": "timm",
+        "size": "another size",
+    }
+    assert main(["convert", str(file), str(out), "--to", "comvex", "--overwrite"]) == 0
+
+
+def test_convert_takes_the_architecture_that_shapes_do_not_tell(tmp_path, capsys):
+    config = small_config(**SEEDS)
+    file = write("timm.pth", random_state(config), tmp_path)
+    assert main(["convert", str(file), str(tmp_path / "ours"), "--to", "comvex"]) == 2
+    assert "config=" in capsys.readouterr().err
+    config.to_json(tmp_path / "architecture.json")
+    arguments = ["--to", "comvex", "--config", str(tmp_path / "architecture.json")]
+    assert main(["convert", str(file), str(tmp_path / "ours"), *arguments]) == 0
+    assert load_model(tmp_path / "ours").config == config
