@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from comvex.data.picture_set import PictureSet
 from comvex.data.reading import UnreadablePictureError
-from comvex.data.sources import PictureSet
 from comvex.randomness import derive_seed, torch_seeded
 
 Transform = Callable[[Image.Image], Tensor]
@@ -24,7 +24,10 @@ ORDER, AUGMENTATION = 1, 2
 
 
 class Batch(NamedTuple):
-    """Pictures (B, C, height, width), labels (B,), and the messages of those that could not be read."""
+    """Pictures (B, C, height, width), labels and the messages of those that could not be read.
+
+    Labels are (B,), or multi-label (B, num_classes) of 0 and 1.
+    """
 
     pictures: Tensor
     labels: Tensor
@@ -33,7 +36,7 @@ class Batch(NamedTuple):
 
 class Sample(NamedTuple):
     picture: Tensor | None
-    label: int
+    label: np.integer | NDArray[np.integer]
     problem: str
 
 
@@ -41,12 +44,12 @@ def collate(samples: list[Sample]) -> Batch:
     """A batch of the samples that could be read; none at all gives empty tensors."""
     readable = [(sample.picture, sample.label) for sample in samples if sample.picture is not None]
     pictures = torch.stack([picture for picture, _ in readable]) if readable else torch.empty(0)
-    labels = torch.tensor([label for _, label in readable], dtype=torch.long)
+    labels = torch.from_numpy(np.array([label for _, label in readable], dtype=np.int64))
     return Batch(pictures, labels, [sample.problem for sample in samples if sample.picture is None])
 
 
 def load_sample(pictures: PictureSet, index: int, transform: Transform, channels: int) -> Sample:
-    label = int(pictures.labels[index])
+    label = pictures.labels[index]
     try:
         return Sample(transform(pictures.read(index, channels=channels)), label, "")
     except UnreadablePictureError as error:

@@ -1,4 +1,4 @@
-"""The pictures that a name, a folder or a CSV file stands for, with their classes and their split into train, val and test."""
+"""The pictures that a name, a folder or a CSV file stands for, with their classes and their split into parts."""
 
 import difflib
 import gzip
@@ -62,6 +62,11 @@ def open_data(name: str, *, split_seed: int = 0, fraction: float = 1.0, val_frac
             f"The data set {name} leaves {len(data.train)} pictures to train on and {len(data.val or ())} to validate: "
             f"both need at least one; raise fraction = {fraction} or val_fraction = {val_fraction}."
         )
+    for part_name, part in (("val", data.val), ("test", data.test)):
+        if data.multi_label and part is not None and len(part) and not part.labels.any():
+            raise UserError(
+                f"The {len(part)} {part_name} pictures of {name} have no label at all: nothing can be measured on them."
+            )
     return data
 
 
