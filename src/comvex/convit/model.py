@@ -151,7 +151,7 @@ class ConViTBackbone(nn.Module):
         self.patch_embed = PatchEmbedding(
             image_channel=image_channel, patch_size=patch_size, dim=dim, pad_to_patch=pad_to_patch
         )
-        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.cls_token: nn.Parameter | None = nn.Parameter(torch.empty(1, 1, dim))
         rows, columns = config.grid
         self.pos_embed = nn.Parameter(torch.empty(1, rows * columns, dim)) if position_embedding else None
         self.token_dropout = nn.Dropout(token_dropout)
@@ -221,6 +221,8 @@ class ConViTBackbone(nn.Module):
         return x, key_mask, kept
 
     def _prepend_class_token(self, x: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.cls_token is None:
+            return x, key_mask
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # (B, 1 + N, dim)
         return x, None if key_mask is None else F.pad(key_mask, (1, 0), value=True)
 
@@ -287,6 +289,11 @@ class ConViTBackbone(nn.Module):
     embed_dim = head_hidden_size = num_features
 
     @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before those of the patches: 1, the class token; 0 in a model pruned to local layers."""
+        return 0 if self.cls_token is None else 1
+
+    @property
     def num_classes(self) -> int:
         """Number of classes; 0 without a head."""
         return self.config.num_classes
@@ -325,7 +332,8 @@ class ConViTBackbone(nn.Module):
     ) -> list[int]:
         """Remove the layers after the last of ``indices`` (as in ``forward_intermediates``), on request norm and head.
 
-        Returns the indices, all counted from the front.
+        The class token goes with the head if only local layers are left, which never see it: every parameter that stays
+        is used. Returns the indices, all counted from the front.
         """
         chosen = take_indices(len(self.blocks), indices)
         depth = max(chosen) + 1
@@ -338,6 +346,8 @@ class ConViTBackbone(nn.Module):
             self.norm = nn.Identity()
         if prune_head:
             self.reset_classifier(0, "")
+            if num_local == depth:
+                self.cls_token = None
         return chosen
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -366,17 +376,19 @@ class ConViTBackbone(nn.Module):
             patch_size=old.patch_size if patch_size is None else patch_size,
         )
         if new.patch_size != old.patch_size:
-            weight = resample_patch_projection(self.patch_embed.proj.weight, new.patch_size)
-            bias = self.patch_embed.proj.bias
+            weight, bias = self.patch_embed.proj.weight, self.patch_embed.proj.bias
+            resampled = resample_patch_projection(weight, new.patch_size)
             self.patch_embed = PatchEmbedding(
                 image_channel=new.image_channel,
                 patch_size=new.patch_size,
                 dim=new.dim,
                 pad_to_patch=new.pad_to_patch,
-            ).to(weight)
-            self.patch_embed.proj.weight, self.patch_embed.proj.bias = nn.Parameter(weight), bias
+            ).train(self.training)
+            self.patch_embed.proj.weight = nn.Parameter(resampled, requires_grad=weight.requires_grad)
+            self.patch_embed.proj.bias = bias
         if self.pos_embed is not None and new.grid != old.grid:
-            self.pos_embed = nn.Parameter(resample_position_embedding(self.pos_embed, old.grid, new.grid))
+            resampled = resample_position_embedding(self.pos_embed, old.grid, new.grid)
+            self.pos_embed = nn.Parameter(resampled, requires_grad=self.pos_embed.requires_grad)
 
 
 class ConViTWithLinearClassifier(ConViTBackbone, HubModel):
@@ -408,7 +420,7 @@ class ConViTWithLinearClassifier(ConViTBackbone, HubModel):
         if self.config.global_pool == "token":
             x = x[:, 0]  # (B, dim)
         elif self.config.global_pool == "avg":
-            x = x[:, 1:].mean(dim=1)  # (B, dim)
+            x = x[:, self.num_prefix_tokens :].mean(dim=1)  # (B, dim)
         return x if pre_logits else self.head(x)
 
     @property
@@ -423,8 +435,10 @@ class ConViTWithLinearClassifier(ConViTBackbone, HubModel):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new head with random weights for another number of classes, 0 for none; labels that were known go."""
         pool = self.config.global_pool if global_pool is None else global_pool
+        if pool == "token" and self.cls_token is None:
+            raise UserError("global_pool is 'token': the class token was pruned, so it must be 'avg' or ''.")
         self.config = dataclasses.replace(self.config, num_classes=num_classes, global_pool=pool)
-        self.head = build_head(self.config).to(self.cls_token)
+        self.head = build_head(self.config).to(self.patch_embed.proj.weight).train(self.training)
         if self.info is not None:
             self.info = dataclasses.replace(self.info, architecture=self.config, labels=(), figures={})
 
