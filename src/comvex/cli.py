@@ -26,6 +26,7 @@ class Train:
     Without any argument: a small ConViT on scikit-learn's handwritten digits, in about a minute on two cores.
 
       comvex train --data FOLDER            your own pictures, one folder per class
+      comvex train --data FILE.csv          your own pictures, with their paths and labels in a table
       comvex train --data fashion-mnist     60,000 pictures of clothes
       comvex train --model.preset ConViT_S  a size of the paper
 
@@ -55,19 +56,20 @@ class Train:
 class Evaluate:
     """Measure a trained model on labelled pictures and draw its confusion matrix.
 
-    Without --data these are the test pictures of the run's own data, which training has not seen; with --data FOLDER
-    they are other pictures of the same classes.
+    For a model of several labels a picture, the average precision of every class is drawn instead. Without --data these
+    are the test pictures of the run's own data, which training has not seen; with --data FOLDER or FILE.csv they are
+    other pictures of the same classes.
     """
 
     source: Annotated[Positional[str], arg(name="run", metavar="RUN")]
     """Run folder of comvex train, a weights file (ours, timm's or the official repository's), a published name such as
     convit_tiny.fb_in1k, or OWNER/NAME on the Hugging Face Hub."""
     data: str | None = None
-    """digits, fashion-mnist or a folder of class folders. Default: what the run was trained on."""
+    """digits, fashion-mnist, a folder of class folders or a CSV file. Default: what the run was trained on."""
     part: Literal["test", "val", "train"] = "test"
     """Which pictures of the data."""
     out: Path | None = None
-    """Folder for confusion.png. Default: RUN/evaluation/DATA-PART."""
+    """Folder for confusion.png or average_precision.png. Default: RUN/evaluation/DATA-PART."""
     batch_size: int = 256
     """Pictures per forward pass."""
     workers: int = 0
@@ -75,7 +77,7 @@ class Evaluate:
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     overwrite: bool = False
-    """Replace the confusion matrix of an earlier evaluation."""
+    """Replace the picture of an earlier evaluation."""
     json: bool = False
     """Print one JSON object on standard output, and nothing else there."""
 
@@ -191,11 +193,18 @@ def default_out(recipe: Recipe) -> Path:
 
 
 def describe_summary(out: Path, summary: dict[str, Any]) -> str:
-    low, high = summary["top1_interval"]
     which = {"test": "test", "val": "validation"}[summary["evaluated_on"]]
+    pictures = f"{summary['num_pictures']} {which} pictures"
+    if "mean_average_precision" in summary:
+        figures = f"mean average precision {summary['mean_average_precision']:.2f} % on {pictures}"
+    else:
+        low, high = summary["top1_interval"]
+        figures = (
+            f"top-1 accuracy {summary['top1']:.2f} % on {pictures} "
+            f"(95 % interval {low:.1f} to {high:.1f} %), top-5 {summary['top5']:.2f} %"
+        )
     lines = [
-        f"top-1 accuracy {summary['top1']:.2f} % on {summary['num_pictures']} {which} pictures "
-        f"(95 % interval {low:.1f} to {high:.1f} %), top-5 {summary['top5']:.2f} %, loss {summary['loss']:.4f}",
+        f"{figures}, loss {summary['loss']:.4f}",
         f"{summary['num_parameters']:,} parameters, {summary['num_training_pictures']} training pictures, "
         f"{summary['seconds']:.0f} s, {summary['pictures_per_second']:.0f} pictures/s",
     ]
@@ -212,20 +221,28 @@ def describe_summary(out: Path, summary: dict[str, Any]) -> str:
 
 
 def describe_evaluation(figures: dict[str, Any]) -> str:
-    low, high = figures["top1_interval"]
-    kept = ", kept from an earlier evaluation (--overwrite replaces it)" if figures["confusion_picture_kept"] else ""
-    lines = [
-        f"{figures['data']}, {figures['num_pictures']} {figures['part']} pictures",
-        f"top-1       {figures['top1']:.2f} %  (95 % interval {low:.2f} to {high:.2f} %)",
-        f"top-5       {figures['top5']:.2f} %",
+    lines = [f"{figures['data']}, {figures['num_pictures']} {figures['part']} pictures"]
+    if "mean_average_precision" in figures:
+        name, picture = "picture", "average_precision_picture"
+        lines.append(f"mean AP     {figures['mean_average_precision']:.2f} %")
+    else:
+        name, picture = "confusion", "confusion_picture"
+        low, high = figures["top1_interval"]
+        lines.append(f"top-1       {figures['top1']:.2f} %  (95 % interval {low:.2f} to {high:.2f} %)")
+        lines.append(f"top-5       {figures['top5']:.2f} %")
+    kept = ", kept from an earlier evaluation (--overwrite replaces it)" if figures[f"{picture}_kept"] else ""
+    lines += [
         f"loss        {figures['loss']:.4f}",
         f"throughput  {figures['pictures_per_second']:.0f} pictures/s",
-        f"confusion   {figures['confusion_picture']}{kept}",
+        f"{name:<10}  {figures[picture]}{kept}",
     ]
     if figures["num_unreadable"]:
         lines.append(
             f"unreadable  {figures['num_unreadable']} pictures, skipped; the first: {figures['unreadable'][0]}"
         )
+    for label, value in figures.get("average_precision", {}).items():
+        percent = "     -  " if value is None else f"{value:6.2f} %"
+        lines.append(f"  {percent}  {label} ({figures['num_positive'][label]} pictures)")
     return "\n".join(lines)
 
 

@@ -69,8 +69,10 @@ class Preprocessing:
         steps: list[Any] = []
         fill: Any = [round(255 * value) for value in self.mean] if self.channels > 1 else 0
         if augmentation.smallest_crop < 1:
+            height, width = self.image_size
             scale = (augmentation.smallest_crop, 1.0)
-            steps.append(T.RandomResizedCrop(self.image_size, scale, interpolation=T.InterpolationMode.BICUBIC))
+            ratio = (3 / 4 * width / height, 4 / 3 * width / height)  # torchvision's, around the model's own shape
+            steps.append(T.RandomResizedCrop((height, width), scale, ratio, T.InterpolationMode.BICUBIC))
         else:
             steps += [Cover(*self.image_size), T.CenterCrop(self.image_size)]
         if augmentation.rotation or augmentation.translation or augmentation.zoom or augmentation.shear:

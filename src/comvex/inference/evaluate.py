@@ -6,33 +6,27 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader
 
 from comvex.data.loading import Sample
 from comvex.errors import UserError
-from comvex.inference.metrics import num_correct, wilson_interval
+from comvex.inference.task import Scores, Task
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome of an evaluation; top1 and top5 in percent, loss the mean cross-entropy in nats."""
+    """The outcome of an evaluation."""
 
-    top1: float
-    top1_interval: tuple[float, float]
-    """95 % confidence interval of top1 (Wilson), in percent."""
-    top5: float
+    scores: Scores
+    """Figures of merit: ``Accuracy`` for one class a picture, ``Precision`` for several."""
     loss: float
+    """Mean loss of a picture, in nats."""
     num_pictures: int
     unreadable: list[str]
     """One message for each picture that could not be read; these are counted nowhere else."""
     seconds: float
-    confusion: NDArray[np.int64]
-    """(num_classes, num_classes): pictures by true class (row) and predicted class (column)."""
 
     @property
     def pictures_per_second(self) -> float:
@@ -44,6 +38,7 @@ def evaluate(
     model: nn.Module,
     loader: DataLoader[Sample],
     *,
+    task: Task,
     num_classes: int,
     device: torch.device,
     advance: Callable[[int], object] = lambda pictures: None,
@@ -52,8 +47,7 @@ def evaluate(
 
     ``advance`` is called with the number of pictures after each batch. Raises ``ValueError`` if none could be read.
     """
-    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
-    correct = {1: 0, 5: 0}
+    tally, num_pictures = task.tally(num_classes), 0
     loss, unreadable = 0.0, []
     start, was_training = time.perf_counter(), model.training
     model.eval()
@@ -61,24 +55,19 @@ def evaluate(
         unreadable += batch.unreadable
         if len(batch.labels):
             logits = model(batch.pictures.to(device)).float().cpu()
-            loss += float(F.cross_entropy(logits.double(), batch.labels, reduction="sum"))
-            for k in correct:
-                correct[k] += num_correct(logits, batch.labels, k=k)
-            np.add.at(confusion, (batch.labels.numpy(), logits.argmax(dim=1).numpy()), 1)
+            loss += float(task.loss(logits.double(), batch.labels)) * len(batch.labels)
+            tally.add(logits, batch.labels)
+            num_pictures += len(batch.labels)
         advance(len(batch.labels) + len(batch.unreadable))
     model.train(was_training)
-    total = int(confusion.sum())
-    if total == 0:
+    if num_pictures == 0:
         raise UserError(
             f"None of the pictures could be read; the first: {unreadable[0] if unreadable else 'there is none'}"
         )
     return Evaluation(
-        top1=100 * correct[1] / total,
-        top1_interval=wilson_interval(correct[1], total),
-        top5=100 * correct[5] / total,
-        loss=loss / total,
-        num_pictures=total,
+        scores=tally.scores(),
+        loss=loss / num_pictures,
+        num_pictures=num_pictures,
         unreadable=unreadable,
         seconds=time.perf_counter() - start,
-        confusion=confusion,
     )

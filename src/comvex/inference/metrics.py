@@ -1,7 +1,9 @@
-"""Figures of merit. top1 and top5 are percentages everywhere."""
+"""Figures of merit. top1, top5 and average precision are percentages everywhere."""
 
 import math
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -23,3 +25,19 @@ def wilson_interval(correct: int, total: int, *, z: float = 1.959964) -> tuple[f
     spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 100 / (1 + z * z / total)
     return max(0.0, (centre - spread) * scale), min(100.0, (centre + spread) * scale)
+
+
+def average_precision(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Average precision of every class, in percent: (num_classes,).
+
+    ``scores`` and ``labels`` (of 0 and 1) are (num_pictures, num_classes); only the order of the scores counts, so
+    that logits do as well as probabilities. The precision at each threshold, weighted by what it adds in recall, as
+    scikit-learn's ``average_precision_score`` has it, class by class. A class without a positive picture is NaN.
+    """
+    from sklearn.metrics import average_precision_score
+
+    values = [
+        100 * float(average_precision_score(positive, score)) if positive.any() else math.nan
+        for positive, score in zip(labels.T, scores.T, strict=True)
+    ]
+    return np.array(values)

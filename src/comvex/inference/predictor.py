@@ -18,6 +18,7 @@ from comvex.data.reading import UnreadablePictureError, read_picture, to_channel
 from comvex.data.transforms import Preprocessing
 from comvex.device import choose_device
 from comvex.errors import UserError
+from comvex.inference.task import choose_task
 
 Picture = str | Path | Image.Image | np.ndarray
 
@@ -34,7 +35,8 @@ class Predictor:
     """A model with the preprocessing and the labels that belong to it.
 
     ``model`` is the network, ``transform`` maps an 8-bit Pillow picture to its input tensor, ``labels`` are the classes
-    in the order of the logits, ``preprocessing`` says what the transform does.
+    in the order of the logits, ``preprocessing`` says what the transform does, ``multi_label`` whether a picture may
+    have none or several of the classes.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class Predictor:
         preprocessing: Preprocessing,
         labels: Sequence[str],
         device: torch.device,
+        multi_label: bool = False,
     ) -> None:
         self.model = model.eval().to(device)
         self.preprocessing = preprocessing
         self.transform = preprocessing.transform()
         self.labels = tuple(labels)
+        self.task = choose_task(multi_label=multi_label)
         self.device = device
 
     def read(self, picture: Picture) -> Image.Image:
@@ -74,9 +78,12 @@ class Predictor:
 
     @torch.inference_mode()
     def probabilities(self, pictures: Iterable[Picture]) -> Tensor:
-        """The probability of every class for every picture: (num_pictures, num_classes), on the CPU."""
+        """The probability of every class for every picture: (num_pictures, num_classes), on the CPU.
+
+        Each row sums to one, unless the model is multi-label: then every class is a yes or no of its own.
+        """
         inputs = torch.stack([self.transform(self.read(picture)) for picture in pictures])
-        return self.model(inputs.to(self.device)).float().softmax(dim=1).cpu()
+        return self.task.probabilities(self.model(inputs.to(self.device)).float()).cpu()
 
     def predict(
         self, pictures: Picture | Iterable[Picture], *, top: int = 5, batch_size: int = 64
@@ -132,7 +139,13 @@ def load(source: str | Path, *, device: str = "auto") -> Predictor:
     assert info is not None
     preprocessing = Preprocessing.from_dict(info.preprocessing or default_preprocessing(model.config))
     labels = info.labels or class_labels(model.config.num_classes)
-    return Predictor(model, preprocessing=preprocessing, labels=labels, device=choose_device(device))
+    return Predictor(
+        model,
+        preprocessing=preprocessing,
+        labels=labels,
+        device=choose_device(device),
+        multi_label=info.multi_label,
+    )
 
 
 def class_labels(num_classes: int) -> tuple[str, ...]:

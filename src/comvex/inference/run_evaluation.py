@@ -12,7 +12,6 @@ from comvex import run_folder
 from comvex.data.loading import evaluation_loader
 from comvex.data.sources import DataSet, open_data
 from comvex.errors import UserError
-from comvex.inference.confusion import draw_confusion
 from comvex.inference.evaluate import evaluate
 from comvex.inference.predictor import Predictor, load
 
@@ -38,7 +37,14 @@ def evaluation_folder(source: str | Path) -> Path:
     return (path if path.is_dir() else path.parent if path.is_file() else Path()) / "evaluation"
 
 
-def check_classes(predictor: Predictor, data: DataSet) -> None:
+def check_task(predictor: Predictor, data: DataSet) -> None:
+    """Raises ``ValueError`` if the model was not trained to answer what the labels of the data say."""
+    if data.multi_label != predictor.task.multi_label:
+        kinds = {True: "any number of classes", False: "one class"}
+        raise UserError(
+            f"The model was trained on pictures with {kinds[predictor.task.multi_label]} each, but those of "
+            f"{data.name} have {kinds[data.multi_label]} each."
+        )
     if data.classes != predictor.labels:
         missing = [name for name in data.classes if name not in predictor.labels]
         detail = (
@@ -60,16 +66,19 @@ def evaluate_run(
     device: str = "auto",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate and draw the confusion matrix; returns the figures, top1 and top5 in percent.
+    """Evaluate and draw the confusion matrix, or for a multi-label model the average precision of every class.
 
-    The picture goes to ``out``, by default RUN/evaluation/DATA-PART/confusion.png; one that is there already is kept
-    unless ``overwrite``. Raises ``ValueError`` if the run, the data or the part is missing, or the classes differ.
+    Returns the figures: top1 and top5, or mean_average_precision and average_precision by class, in percent. The
+    picture goes to ``out``, by default RUN/evaluation/DATA-PART/confusion.png or average_precision.png; one that is
+    there already is kept unless ``overwrite``.
+
+    Raises ``ValueError`` if the run, the data or the part is missing, or the classes differ.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: it must be at least 1.")
     predictor = load(source, device=device)
     pictures_of = evaluation_data(source, data)
-    check_classes(predictor, pictures_of)
+    check_task(predictor, pictures_of)
     pictures = pictures_of.part(part)
     channels = predictor.preprocessing.channels
     loader = evaluation_loader(
@@ -81,16 +90,18 @@ def evaluate_run(
         evaluation = evaluate(
             predictor.model,
             loader,
+            task=predictor.task,
             num_classes=len(predictor.labels),
             device=predictor.device,
             advance=lambda count: progress.advance(task, count),
         )
     folder = out or evaluation_folder(source) / f"{pictures_of.name}-{part}"
-    file = folder / "confusion.png"
+    picture = predictor.task.picture
+    file = folder / f"{picture}.png"
     kept = file.exists() and not overwrite
     if not kept:
-        title = f"{pictures_of.name}, {evaluation.num_pictures} {part} pictures: top-1 {evaluation.top1:.2f} %"
-        draw_confusion(evaluation.confusion, predictor.labels, file, title=title)
+        what = f"{pictures_of.name}, {evaluation.num_pictures} {part} pictures"
+        evaluation.scores.draw(predictor.labels, file, pictures=what)
     return {
         "source": str(source),
         "data": pictures_of.name,
@@ -98,12 +109,11 @@ def evaluate_run(
         "num_pictures": evaluation.num_pictures,
         "num_unreadable": len(evaluation.unreadable),
         "unreadable": evaluation.unreadable,
-        "top1": evaluation.top1,
-        "top1_interval": list(evaluation.top1_interval),
-        "top5": evaluation.top5,
+        **evaluation.scores.summary(),
+        **evaluation.scores.by_class(predictor.labels),
         "loss": evaluation.loss,
         "seconds": evaluation.seconds,
         "pictures_per_second": evaluation.pictures_per_second,
-        "confusion_picture": str(file),
-        "confusion_picture_kept": kept,
+        f"{picture}_picture": str(file),
+        f"{picture}_picture_kept": kept,
     }

@@ -3,15 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+from comvex.inference.task import Task
 from comvex.plotting import BLUE, VERMILION, new_figure
 
 
-def draw_curves(history: list[dict[str, Any]], file: Path, *, title: str) -> None:
-    """Loss and validation accuracy over the epochs; ``history`` has the rows of metrics.csv."""
+def draw_curves(history: list[dict[str, Any]], best: dict[str, Any], file: Path, *, task: Task, title: str) -> None:
+    """Loss and the task's criterion over the epochs; ``history`` has the rows of metrics.csv, of which one is best."""
     epochs = [row["epoch"] for row in history]
     marker = "o" if len(epochs) < 3 else ""
     with new_figure(file, size=(9, 3.5)) as figure:
-        loss, accuracy = figure.subplots(1, 2)
+        loss, merit = figure.subplots(1, 2)
         loss.plot(
             epochs,
             [row["train_loss"] for row in history],
@@ -20,17 +21,12 @@ def draw_curves(history: list[dict[str, Any]], file: Path, *, title: str) -> Non
             label="training (smoothed labels)",
         )
         loss.plot(epochs, [row["val_loss"] for row in history], color=VERMILION, marker=marker, label="validation")
-        loss.set(title="Cross-entropy", xlabel="epoch", ylabel="nats", ylim=(0, None))
+        loss.set(title=task.loss_name, xlabel="epoch", ylabel="nats", ylim=(0, None))
         loss.legend()
-        accuracy.plot(epochs, [row["val_top1"] for row in history], color=VERMILION, marker=marker)
-        best = max(history, key=lambda row: (row["val_top1"], -row["val_loss"]))
-        accuracy.plot(best["epoch"], best["val_top1"], "o", color=VERMILION, clip_on=False)
-        accuracy.annotate(
-            f"{best['val_top1']:.1f} %",
-            (best["epoch"], best["val_top1"]),
-            (0, -14),
-            textcoords="offset points",
-            ha="right",
-        )
-        accuracy.set(title="Validation top-1 accuracy", xlabel="epoch", ylabel="%")
+        values = [row[task.criterion] for row in history]
+        merit.plot(epochs, values, color=VERMILION, marker=marker)
+        epoch, value = best["epoch"], best[task.criterion]
+        merit.plot(epoch, value, "o", color=VERMILION, clip_on=False)
+        merit.annotate(f"{value:.1f} %", (epoch, value), (0, -14), textcoords="offset points", ha="right")
+        merit.set(title=f"Validation {task.criterion_name}", xlabel="epoch", ylabel="%")
         figure.suptitle(title, x=0.01, ha="left")

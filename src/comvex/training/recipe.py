@@ -17,12 +17,13 @@ class Architecture:
 
     preset: str | None = None
     """A size of the paper: ConViT_Ti, ConViT_Ti_plus, ConViT_S, ConViT_S_plus, ConViT_B or ConViT_B_plus."""
-    image_size: int | None = None
-    """Picture side in pixels. Default: what suits the data (digits 8, Fashion-MNIST 28, folders 64; presets 224)."""
+    image_size: int | tuple[int, int] | None = None
+    """Picture side in pixels, or HEIGHT WIDTH. Default: what suits the data (digits 8, Fashion-MNIST 28, others 64;
+    presets 224)."""
     channels: int | None = None
-    """1 for grey or 3 for RGB. Default: what the data have; folders are read as RGB."""
+    """1 for grey or 3 for RGB. Default: what the data have; files are read as RGB."""
     patch_size: int | None = None
-    """Patch side in pixels. Default: what suits the data (digits 2, Fashion-MNIST 4, folders 8; presets 16)."""
+    """Patch side in pixels. Default: what suits the data (digits 2, Fashion-MNIST 4, others 8; presets 16)."""
     dim: int | None = None
     """Token width. Default: 96, digits 64."""
     heads: int | None = None
@@ -40,16 +41,21 @@ class Architecture:
     use_gpsa: bool = True
     """False trains a plain vision transformer instead, the baseline without the convolutional start."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.image_size, list):  # from JSON, which has no tuples
+            object.__setattr__(self, "image_size", tuple(self.image_size))
+
 
 @dataclass(frozen=True)
 class Recipe:
     """What is trained, on which pictures, and how."""
 
     data: str = "digits"
-    """digits (inside scikit-learn), fashion-mnist, or a folder with one folder of pictures per class, optionally inside
-    train, val and test folders."""
+    """digits (inside scikit-learn), fashion-mnist, a folder with one folder of pictures per class, optionally inside
+    train, val and test folders, or a CSV file with the columns path and label, optionally split and group; several
+    labels of a picture are separated by semicolons."""
     fraction: float = 1.0
-    """Share of the training pictures to use, stratified by class."""
+    """Share of the training pictures to use, stratified by class; groups stay whole."""
     val_fraction: float = 0.1
     """Share of the training pictures set aside for validation, unless the data have a val part."""
     split_seed: int = 0
@@ -69,7 +75,7 @@ class Recipe:
     weight_decay: float = 0.05
     """Weight decay; norms, biases, gates and embeddings are left alone."""
     label_smoothing: float = 0.1
-    """Share of the target spread over all classes."""
+    """Share of the target spread over all classes; multi-label: over yes and no of each class."""
     clip_norm: float = 1.0
     """Largest norm of the gradient; longer ones are scaled down."""
     seed: int = 0

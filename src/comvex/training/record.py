@@ -24,6 +24,7 @@ from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
 from comvex.files import write_text
 from comvex.inference.evaluate import Evaluation
+from comvex.inference.task import choose_task
 from comvex.training.checkpoint import load_latest, load_optimizer_tensors, save_checkpoint
 from comvex.training.curves import draw_curves
 
@@ -61,6 +62,7 @@ class RunRecord:
 
     def __init__(self, out: Path, *, data: DataSet, config: ConViTConfig, preprocessing: Preprocessing) -> None:
         self.out, self.data, self.config, self.preprocessing = out, data, config, preprocessing
+        self.task = choose_task(multi_label=data.multi_label)
         parts = (data.train, data.val, data.test)
         self.fingerprint = [part.fingerprint() if part is not None else "" for part in parts]
         self.history: list[dict[str, Any]] = []
@@ -129,8 +131,7 @@ class RunRecord:
             "learning_rate": learning_rate,
             "train_loss": sums.mean_loss(),
             "val_loss": evaluation.loss,
-            "val_top1": evaluation.top1,
-            "val_top5": evaluation.top5,
+            **evaluation.scores.columns(),
         }
         seconds = time.perf_counter() - self.epoch_start
         self.epoch_start = time.perf_counter()
@@ -143,23 +144,28 @@ class RunRecord:
         write_table(self.out / "metrics.csv", self.history)
         write_table(self.out / "timing.csv", self.timing)
         assert self.board is not None
-        for name in ("learning_rate", "train_loss", "val_loss", "val_top1", "val_top5"):
+        for name in ("learning_rate", "train_loss", "val_loss", *evaluation.scores.columns()):
             self.board.add_scalar(name, row[name], step)
         LOGGER.debug(
-            "epoch %d, step %d: training loss %.4f, validation loss %.4f, top-1 %.2f %%",
-            row["epoch"], step, row["train_loss"], row["val_loss"], row["val_top1"],
+            "epoch %d, step %d: training loss %.4f, validation loss %.4f, %s %.2f %%",
+            row["epoch"], step, row["train_loss"], row["val_loss"],
+            self.task.criterion_short, row[self.task.criterion],
         )  # fmt: skip
 
     def best(self) -> dict[str, Any]:
-        """The row of the best epoch: highest validation top-1, then lowest validation loss, then the first."""
-        return max(self.history, key=lambda row: (row["val_top1"], -row["val_loss"]))
+        """The row of the best epoch: highest by the task's criterion, then lowest validation loss, then the first."""
+        return max(self.history, key=lambda row: (row[self.task.criterion], -row["val_loss"]))
 
     def save_weights(self, model: nn.Module, name: Path, row: dict[str, Any]) -> None:
         info = WeightsInfo(
             architecture=self.config,
             preprocessing=self.preprocessing.to_dict(),
             labels=self.data.classes,
-            figures={"data": self.data.name, **{key: row[key] for key in ("epoch", "step", "val_top1", "val_loss")}},
+            figures={
+                "data": self.data.name,
+                **{key: row[key] for key in ("epoch", "step", self.task.criterion, "val_loss")},
+            },
+            multi_label=self.task.multi_label,
         )
         save_weights(model, self.out / name, info=info)
 
@@ -168,7 +174,7 @@ class RunRecord:
         parts = [f"loss {sums.mean_loss():.3f}"] if sums.num_pictures else []
         if self.history:
             last = self.history[-1]
-            parts.append(f"val top-1 {last['val_top1']:.1f} %")
+            parts.append(f"val {self.task.criterion_short} {last[self.task.criterion]:.1f} %")
             parts.append(f"{self.timing[-1]['pictures_per_second']:.0f} pictures/s")
         return ", ".join(parts)
 
@@ -177,9 +183,7 @@ class RunRecord:
         seconds = sum(row["seconds"] for row in self.timing)
         rate = sum(row["pictures_per_second"] * row["seconds"] for row in self.timing) / seconds
         summary = {
-            "top1": evaluation.top1,
-            "top1_interval": list(evaluation.top1_interval),
-            "top5": evaluation.top5,
+            **evaluation.scores.summary(),
             "loss": evaluation.loss,
             "evaluated_on": part,
             "num_pictures": evaluation.num_pictures,
@@ -190,7 +194,8 @@ class RunRecord:
             "seconds": seconds,
             "pictures_per_second": rate,
         }
-        draw_curves(self.history, self.out / "curves.png", title=f"{self.out.name}: {self.data.name}")
+        title = f"{self.out.name}: {self.data.name}"
+        draw_curves(self.history, self.best(), self.out / "curves.png", task=self.task, title=title)
         write_text(self.out / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
         return summary
 

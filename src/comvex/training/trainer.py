@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -29,6 +28,7 @@ from comvex.device import choose_device
 from comvex.errors import UserError
 from comvex.files import write_text
 from comvex.inference.evaluate import Evaluation, evaluate
+from comvex.inference.task import Task, choose_task
 from comvex.randomness import derive_seed
 from comvex.training.build import build_config, build_optimizer, build_preprocessing, build_schedule
 from comvex.training.progress import log_to, training_progress
@@ -47,6 +47,7 @@ class Plan:
     recipe: Recipe
     options: Options
     data: DataSet
+    task: Task
     config: ConViTConfig
     preprocessing: Preprocessing
     num_steps: int
@@ -63,6 +64,7 @@ def make_plan(recipe: Recipe, options: Options) -> Plan:
         recipe=recipe,
         options=options,
         data=data,
+        task=choose_task(multi_label=data.multi_label),
         config=config,
         preprocessing=build_preprocessing(config, data),
         num_steps=recipe.num_steps(len(data.train)),
@@ -102,8 +104,9 @@ def carry_out(plan: Plan, out: Path) -> dict[str, Any]:
     schedule = build_schedule(optimizer, recipe, num_steps)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     LOGGER.info(
-        "%s: %d classes, %d training, %d validation, %d test pictures; %d parameters, %d x %d pixels; %d steps on %s",
-        data.name, len(data.classes), len(data.train), len(data.val or ()), len(data.test or ()),
+        "%s: %d classes%s, %d training, %d validation, %d test pictures; %d parameters, %d x %d pixels; %d steps on %s",
+        data.name, len(data.classes), " (multi-label)" if data.multi_label else "",
+        len(data.train), len(data.val or ()), len(data.test or ()),
         num_parameters, *plan.preprocessing.image_size, num_steps, device,
     )  # fmt: skip
 
@@ -123,7 +126,7 @@ def carry_out(plan: Plan, out: Path) -> dict[str, Any]:
             record.add_unreadable(batch.unreadable)
             if len(batch.labels):
                 torch.manual_seed(derive_seed(recipe.seed, STEP, step))
-                sums.add(training_step(model, optimizer, batch, recipe, device), len(batch.labels))
+                sums.add(training_step(model, optimizer, batch, plan), len(batch.labels))
             finished = step == num_steps
             if finished or step % order.steps_per_epoch == 0:
                 evaluation = evaluate_part(model, plan, "val")
@@ -153,15 +156,14 @@ def training_batches(plan: Plan, order: StepOrder) -> DataLoader[Sample]:
     return training_loader(pictures, order, workers=workers, pin_memory=plan.device.type == "cuda")
 
 
-def training_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, recipe: Recipe, device: torch.device
-) -> Tensor:
+def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, plan: Plan) -> Tensor:
     """Forward, backward and one step of the optimiser; returns the mean loss of the batch."""
-    pictures, labels = batch.pictures.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
-    loss = F.cross_entropy(model(pictures), labels, label_smoothing=recipe.label_smoothing)
+    pictures = batch.pictures.to(plan.device, non_blocking=True)
+    labels = batch.labels.to(plan.device, non_blocking=True)
+    loss = plan.task.loss(model(pictures), labels, smoothing=plan.recipe.label_smoothing)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+    nn.utils.clip_grad_norm_(model.parameters(), plan.recipe.clip_norm)
     optimizer.step()
     return loss
 
@@ -172,7 +174,7 @@ def evaluate_part(model: nn.Module, plan: Plan, part: str) -> Evaluation:
     transform, channels = plan.preprocessing.transform(), plan.preprocessing.channels
     workers = num_workers(pictures, plan.options)
     loader = evaluation_loader(pictures, transform, channels=channels, batch_size=256, workers=workers)
-    return evaluate(model, loader, num_classes=len(plan.data.classes), device=plan.device)
+    return evaluate(model, loader, task=plan.task, num_classes=len(plan.data.classes), device=plan.device)
 
 
 def num_workers(pictures: PictureSet, options: Options) -> int:
