@@ -68,3 +68,19 @@ def test_preprocessing_survives_the_way_through_json():
 
     preprocessing = Preprocessing((96, 64), 3, MEAN, STD)
     assert Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict()))) == preprocessing
+
+
+def test_random_crops_for_a_model_that_is_not_square_keep_the_shape_of_things():
+    """A ramp to the right in red and one downwards in green tell how much of each side a crop has."""
+    right, down = np.meshgrid(np.arange(128), np.arange(256))
+    picture = Image.fromarray(np.stack([2 * right, down, 0 * down], axis=2).astype(np.uint8))
+    augmentation = Augmentation(smallest_crop=0.3, rotation=0, translation=0, zoom=0, random_erasing=0)
+    transform = Preprocessing((64, 32), 3, (0, 0, 0), (1, 1, 1)).training_transform(augmentation, mirrored=False)
+    stretched = []
+    for _ in range(50):
+        red, green, _ = 255 * transform(picture)
+        width, height = (float(ramp.max() - ramp.min()) for ramp in (red / 2, green))
+        stretched.append(width / height * 64 / 32)
+    assert all(0.7 < value < 1.43 for value in stretched)  # 3/4 to 4/3, and 5 % for the edges of the ramps
+    assert min(stretched) < 0.85
+    assert max(stretched) > 1.15

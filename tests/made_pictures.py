@@ -1,0 +1,33 @@
+"""Pictures made for the tests, whose coloured shapes say what their labels are."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+COLOURS = {"circle": (230, 60, 60), "square": (60, 200, 60), "stripe": (60, 80, 240)}
+
+
+def shape_pictures(root: Path, *, num: int) -> Path:
+    """``num`` pictures of 256 x 128 pixels with none to three shapes, four to a group; returns their CSV file."""
+    root.mkdir()
+    generator = np.random.default_rng(0)
+    with (root / "shapes.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path", "label", "group"])
+        for index in range(num):
+            shapes = [name for name in COLOURS if generator.random() < 0.4]
+            picture = Image.new("RGB", (128, 256), (40, 40, 40))
+            draw = ImageDraw.Draw(picture)
+            for name in shapes:
+                x, y = (int(generator.integers(0, side - 40)) for side in picture.size)
+                if name == "circle":
+                    draw.ellipse((x, y, x + 36, y + 36), fill=COLOURS[name])
+                elif name == "square":
+                    draw.rectangle((x, y, x + 36, y + 36), fill=COLOURS[name])
+                else:
+                    draw.rectangle((0, y, 127, y + 12), fill=COLOURS[name])
+            picture.save(root / f"{index}.png")
+            writer.writerow([f"{index}.png", ";".join(shapes), f"roll {index // 4}"])
+    return root / "shapes.csv"
