@@ -39,6 +39,8 @@ def test_every_part_imports_only_what_comes_before_it():
             assert not strangers, f"{file.relative_to(ROOT)} imports {strangers}"
     for name in SHARED:
         assert imported_parts(ROOT / f"{name}.py") <= SHARED, name
+    # Itself by name, so that running it as a script registers its models once.
+    assert imported_parts(ROOT / "timm_models.py") <= SHARED | {"convit", "timm_models"}
 
 
 def test_the_model_imports_without_timm_and_comvex_without_torch():

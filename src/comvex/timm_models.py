@@ -177,7 +177,7 @@ def describe_file(file: str) -> tuple[dict[str, Any], dict[str, Any]]:
         "std": tuple(info.preprocessing["std"]),
         "crop_pct": info.preprocessing["crop_pct"],
     }
-    return known, {"img_size": (height, width), "patch_size": config.patch_size}
+    return known, {"img_size": config.image_size, "patch_size": config.patch_size}
 
 
 def fit(state_dict: dict[str, Any], model: ConViTWithLinearClassifier) -> dict[str, Tensor]:
@@ -204,12 +204,14 @@ def fit(state_dict: dict[str, Any], model: ConViTWithLinearClassifier) -> dict[s
     return adapted
 
 
-def source_config(tensors: Mapping[str, Tensor], model: ConViTWithLinearClassifier) -> ConViTConfig:
+def source_config(tensors: Mapping[str, Tensor], model: Any) -> ConViTConfig:
     """The config of a model like ``model``, but with the sizes of these tensors."""
     if PROJECTION not in tensors:
         raise UserError(f"The pretrained weights are no ConViT's: {PROJECTION} is missing.")
     _, channels, patch_size, _ = tensors[PROJECTION].shape
-    height, width = model.pretrained_cfg["input_size"][1:]  # pyright: ignore
+    # What timm keeps with weights: the arguments of their model if they were given, and the size of the pictures.
+    size = getattr(model, "pretrained_model_args", {}).get("img_size", model.pretrained_cfg["input_size"][1:])
+    height, width = as_pair(size)
     embedding = tensors.get("pos_embed")
     if embedding is not None and (height // patch_size) * (width // patch_size) != embedding.shape[1]:
         height = width = patch_size * native_side(embedding, "The pretrained weights")
