@@ -119,9 +119,7 @@ def build(
     fields = {"token_dropout": drop_rate, "ff_dropout": drop_rate}
     fields |= {FIELDS.get(name, name): value for name, value in arguments.items()}
     config = ConViTConfig.from_preset(preset, **fields)
-    if device is None:
-        return ConViTWithLinearClassifier(config).to(dtype=dtype)
-    with torch.device(device):
+    with torch.device(device or torch.get_default_device()):
         return ConViTWithLinearClassifier(config).to(dtype=dtype)
 
 
