@@ -14,8 +14,14 @@ import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from timm.layers.patch_embed import resample_patch_embed
-from timm.models import adapt_input_conv, create_feature_extractor, get_pretrained_cfg, group_parameters
-from timm.models import save_for_hf as save_for_the_hub
+from timm.models import (
+    adapt_input_conv,
+    create_feature_extractor,
+    get_graph_node_names,
+    get_pretrained_cfg,
+    group_parameters,
+    save_for_hf,
+)
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
@@ -303,6 +309,8 @@ def test_fx_extraction_gives_the_layers_and_the_logits() -> None:
     assert torch.equal(found["local"], outputs[3])
     assert torch.equal(found["last"], outputs[11])
     assert torch.equal(found["logits"], model(pictures))
+    _, names = get_graph_node_names(model)
+    assert {"patch_embed", "resample_position_embedding", "blocks.0.attn", "blocks.11.attn.qkv"} <= set(names)
     larger = torch.randn(1, 3, 96, 96)
     assert torch.equal(traced(larger)["logits"], model(larger))  # the trace is not of one size
 
@@ -389,11 +397,14 @@ def test_a_file_of_each_layout_comes_back_with_its_own_sizes(
     assert model.pretrained_cfg["num_classes"] == 10
 
 
-def test_a_file_of_each_layout_is_adapted_as_timm_would(write: Callable[[Any, Path], Path], tmp_path: Path) -> None:
+def test_a_file_of_each_layout_is_adapted_as_timm_would(
+    write: Callable[[Any, Path], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     source = randomised(tiny()).state_dict()
-    model = from_file(
-        write(randomised_copy(source), tmp_path), img_size=(96, 32), in_chans=2, num_classes=5, patch_size=8
-    )
+    file = write(randomised_copy(source), tmp_path)
+    caplog.clear()
+    model = from_file(file, img_size=(96, 32), in_chans=2, num_classes=5, patch_size=8)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == []
     found = model.state_dict()
     expected = resample_abs_pos_embed(source["pos_embed"], [12, 4], old_size=[4, 4], num_prefix_tokens=0)
     torch.testing.assert_close(found["pos_embed"], expected, rtol=0, atol=1e-6)
@@ -453,7 +464,7 @@ def test_weights_that_lack_a_tensor_are_refused_although_the_classes_differ() ->
 
 def test_a_model_saved_for_the_hub_comes_back(tmp_path: Path) -> None:
     source = randomised(tiny(img_size=(32, 64), in_chans=1, num_classes=3)).eval()
-    save_for_the_hub(source, tmp_path)
+    save_for_hf(source, tmp_path)
     model: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert model.config == source.config
     pictures = torch.randn(1, 1, 32, 64)
