@@ -57,12 +57,14 @@ class PatchEmbedding(nn.Module):
         size = self.patch_size
         if height == 0 or width == 0:
             raise UserError(f"The pictures are {height} x {width} pixels: they are empty.")
-        if not self.pad_to_patch and (height % size or width % size):
+        if self.pad_to_patch:
+            return (height + size - 1) // size, (width + size - 1) // size
+        if height % size or width % size:
             raise UserError(
                 f"The pictures are {height} x {width} pixels: each side must be a multiple of the patch size {size}, "
                 "unless the model is made with pad_to_patch=True."
             )
-        return (height + size - 1) // size, (width + size - 1) // size
+        return height // size, width // size
 
     def pad_together(self, pictures: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
         """Pictures (C, height, width) of different sizes as one batch, and the (rows, columns) of each.
