@@ -13,6 +13,7 @@ from torch import nn
 
 from comvex.training.recipe import Architecture, Recipe
 from comvex.training.trainer import train
+from made_pictures import multi_label_recipe, shape_pictures
 
 torch.set_num_threads(1)  # small models: a second thread costs more than it brings, most of all on a busy machine
 settings.register_profile("deterministic", derandomize=True, deadline=None, database=None, max_examples=40)
@@ -56,6 +57,15 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = Architecture(dim=32, num_local_layers=1, num_nonlocal_layers=1)
     train(Recipe(model=model, epochs=6, batch_size=32, learning_rate=3e-3), out)
     return out
+
+
+@pytest.fixture(scope="session")
+def multi_label_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on made pictures of 256 x 128 pixels with several labels each; not to be changed."""
+    folder = tmp_path_factory.mktemp("multi-label")
+    data = shape_pictures(folder / "pictures", num=200)
+    train(multi_label_recipe(data), folder / "run")
+    return folder / "run"
 
 
 @pytest.fixture

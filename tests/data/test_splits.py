@@ -72,6 +72,15 @@ def test_without_groups_every_stratum_gives_about_its_share(labels, share, seed)
         assert abs(int(chosen[labels == label].sum()) - share * size) <= slack + 1e-9
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_common_strata_give_their_share_exactly_and_by_chance(seed):
+    labels = np.repeat([0, 1], [300, 100])
+    chosen = grouped_share(labels, np.arange(400), 0.5, seed=seed)
+    assert abs(chosen[:300].sum() - 150) <= 1
+    assert abs(chosen[300:].sum() - 50) <= 1
+    assert 50 < chosen[:150].sum() < 100  # not the first, nor the last of each
+
+
 def test_rare_strata_are_chosen_as_often_as_common_ones():
     labels = np.array([0] * 96 + [1, 2, 3, 4])
     chosen = np.mean([grouped_share(labels, np.arange(100), 0.2, seed=seed) for seed in range(400)], axis=0)

@@ -1,5 +1,8 @@
-"""Figures of merit against scikit-learn and SciPy."""
+"""Figures of merit against scikit-learn, SciPy and written-out loops."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import top_k_accuracy_score
 
-from comvex.inference.metrics import num_correct, wilson_interval
+from comvex.inference.metrics import average_precision, num_correct, wilson_interval
 
 
 @given(total=st.integers(1, 5000), share=st.floats(0, 1))
@@ -31,3 +34,35 @@ def test_top_k_is_scikit_learns(seed, k):
 
 def test_with_fewer_than_five_classes_every_label_is_among_the_top_five():
     assert num_correct(torch.randn(9, 3), torch.randint(3, (9,)), k=5) == 9
+
+
+def average_precision_with_loops(scores: list[int], labels: list[int]) -> float:
+    """The sum over thresholds, from the highest down, of the precision there times the recall that it adds."""
+    positives, total, recall_before = sum(labels), 0.0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        found = [label for score, label in zip(scores, labels, strict=True) if score >= threshold]
+        precision, recall = sum(found) / len(found), sum(found) / positives
+        total += precision * (recall - recall_before)
+        recall_before = recall
+    return 100 * total
+
+
+@given(
+    st.integers(1, 4).flatmap(
+        lambda num_classes: st.lists(
+            st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=num_classes, max_size=num_classes),
+            min_size=1,
+            max_size=30,
+        )
+    )
+)
+def test_average_precision_is_that_of_loops_over_thresholds_with_ties_too(pictures):
+    scores = np.array([[score for score, _ in row] for row in pictures], np.float32)
+    labels = np.array([[label for _, label in row] for row in pictures], np.uint8)
+    found = average_precision(scores, labels)
+    for column, value in enumerate(found.tolist()):
+        if not labels[:, column].any():
+            assert math.isnan(value)
+        else:
+            expected = average_precision_with_loops(scores[:, column].tolist(), labels[:, column].tolist())
+            assert value == pytest.approx(expected, rel=1e-9)

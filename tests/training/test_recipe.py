@@ -100,3 +100,16 @@ def test_the_learning_rate_warms_up_and_falls_and_is_a_function_of_the_step():
     assert whole[10:] == sorted(whole[10:], reverse=True)
     assert whole[-1] < 0.01 * max(whole) + 1e-4
     assert rates(range(60, 100)) == whole[60:]
+
+
+def test_a_size_of_height_and_width_is_the_same_after_a_way_through_json():
+    recipe = Recipe(model=Architecture(image_size=(16, 8)))
+    stored = json.loads(json.dumps(recipe.to_dict()))
+    assert differences(stored, recipe.to_dict()) == []
+    assert differences(stored, Recipe(model=Architecture(image_size=(8, 16))).to_dict()) == [
+        "model.image_size: [16, 8] -> [8, 16]"
+    ]
+    assert Recipe(model=Architecture(**stored["model"])) == recipe
+    config = build_config(recipe.model, open_data("digits"))
+    assert (config.image_size, config.grid) == ((16, 8), (8, 4))
+    assert build_preprocessing(config, open_data("digits")).image_size == (16, 8)
