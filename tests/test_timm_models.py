@@ -494,6 +494,7 @@ def test_arguments_that_do_not_fit_are_named(arguments: dict[str, Any], error: t
 SCRIPT = """
 import json, sys
 import timm
+import comvex.timm_models  # as in a script that also runs by itself: nothing is registered twice
 from neighbour import size
 model = timm.create_model(sys.argv[1], pretrained=True, img_size=size)
 if __name__ == "__main__":
