@@ -1,6 +1,7 @@
 """The command line as a person meets it: real processes, what they print, and how they end."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from PIL import Image
 from comvex.cli import COMMANDS, default_out, main
 from comvex.data.sources import open_data
 from comvex.training.recipe import Recipe
+from made_pictures import shape_pictures
 
 SMALL = ["--model.dim", "32", "--model.num-local-layers", "1", "--epochs", "1", "--threads", "1"]
 
@@ -109,6 +111,8 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_still_predict
 def test_mistakes_are_answered_by_one_sentence(small_run, tmp_path, refusal):
     assert "did you mean 'ConViT_Ti'" in refusal("train", "--out", tmp_path / "x", "--model.preset", "ConViT_T")
     assert "image_size is 9" in refusal("train", "--out", tmp_path / "x", "--model.image-size", 9)
+    assert "image_size is (8, 9)" in refusal("train", "--out", tmp_path / "x", "--model.image-size", 8, 9)
+    assert "no file" in refusal("train", "--out", tmp_path / "x", "--data", tmp_path / "missing.csv")
     assert "channels is 4" in refusal("train", "--out", tmp_path / "x", "--model.channels", 4)
     assert "no data set 'cifar'" in refusal("train", "--out", tmp_path / "x", "--data", "cifar")
     assert "one folder per class" in refusal("train", "--out", tmp_path / "x", "--data", tmp_path)
@@ -154,6 +158,28 @@ def test_a_folder_of_pictures_can_be_named_as_the_data(tmp_path):
     done = comvex("train", "--data", data, "--out", tmp_path / "run", *options)
     assert done.returncode == 0, done.stderr
     assert json.loads(comvex("evaluate", tmp_path / "run", "--json").stdout)["num_pictures"] == 8
+
+
+def test_pictures_with_several_labels_from_a_table_to_their_probabilities(multi_label_run, tmp_path):
+    data = shape_pictures(tmp_path / "pictures", num=60)
+    options = ["--model.image-size", 64, 32, "--batch-size", 16, *SMALL]
+    done = comvex("train", "--data", data, "--out", tmp_path / "run", *options)
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"mean average precision \d+\.\d\d % on 12 test pictures, loss \d\.\d{4}\n", done.stdout)
+    assert "64 x 32 pixels" in done.stderr
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["recipe"]["model"]["image_size"] == [64, 32]
+    assert comvex("train", "--data", data, "--out", tmp_path / "run", *options).stdout == done.stdout
+
+    evaluated = comvex("evaluate", multi_label_run, "--out", tmp_path)
+    figures = json.loads(comvex("evaluate", multi_label_run, "--out", tmp_path, "--json").stdout)
+    assert f"mean AP     {figures['mean_average_precision']:.2f} %" in evaluated.stdout
+    for label, percent in figures["average_precision"].items():
+        assert f"{percent:6.2f} %  {label} ({figures['num_positive'][label]} pictures)" in evaluated.stdout
+    assert figures["average_precision_picture_kept"]
+
+    predicted = json.loads(comvex("predict", multi_label_run, data.parent / "0.png", "--json").stdout)
+    [entries] = predicted["predictions"].values()
+    assert {entry["label"] for entry in entries} == {"circle", "square", "stripe"}
 
 
 def test_a_refusal_ends_a_real_process_with_code_two_and_no_traceback(tmp_path):

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import State, random_model, random_state, write
 from safetensors.torch import save_file
 
+from checkpoints import State, random_model, random_state, write
 from comvex.cli import main
 from comvex.convit import ConViTWithLinearClassifier
 from comvex.convit.weights import load_model, load_weights, save_weights
@@ -247,7 +247,7 @@ def damages() -> Iterator[tuple[str, Damage]]:
         own(lambda folder: save_file(random_state(seed=2), folder / "model.safetensors")),
     )
 
-    for content in (b"", b"PK", b"\x80", b"hello", bytes(1000), b"{}" * 20, '{"model": 1}'.encode()):
+    for content in (b"", b"PK", b"\x80", b"hello", bytes(1000), b"{}" * 20, b'{"model": 1}'):
         yield f"the bytes {content[:12]!r}", written(content)
     for value in (
         1,
@@ -272,10 +272,10 @@ def test_there_are_at_least_two_hundred_damaged_files() -> None:
 @pytest.mark.parametrize(("name", "make"), DAMAGES, ids=[name for name, _ in DAMAGES])
 def test_damaged_file_is_refused_with_its_cause(name: str, make: Damage, tmp_path, unchanged) -> None:
     file = make(tmp_path)
-    with pytest.raises(ValueError, match=".") as alone:
+    with pytest.raises(ValueError, match=r".") as alone:
         load_model(file)
     model = random_model(seed=3)
-    with unchanged(model), pytest.raises(ValueError, match=".") as into_model:
+    with unchanged(model), pytest.raises(ValueError, match=r".") as into_model:
         load_weights(model, file)
     for caught in (alone, into_model):
         assert type(caught.value).__name__ in ("UserError", "UnknownArchitectureError"), caught.value

@@ -6,14 +6,14 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoints import random_model, small_config
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import dense_torch
 from torch import Tensor
 
+from checkpoints import random_model, small_config
 from comvex.convit import ConViTWithLinearClassifier, GatedPositionalSelfAttention
 from comvex.convit.positional import positional_factors, valid_mask
+from oracle import dense_torch
 
 FLOAT64 = {"rtol": 0, "atol": 1e-11}  # three layers of sums of at most 64 numbers near one
 

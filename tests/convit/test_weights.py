@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import WRITERS, random_model, random_state, small_config, write
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models import adapt_input_conv
 
+from checkpoints import WRITERS, random_model, random_state, small_config, write
 from comvex.cli import main
 from comvex.convit import ConViTBackbone, ConViTConfig, ConViTWithLinearClassifier
 from comvex.convit.weights import WeightsInfo, convert, load_model, load_weights, read_weights, save_weights

@@ -1,0 +1,188 @@
+"""Where weights are found: folders, names, the Hub's cache, the authors' files; and what is said where they are not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import comvex
+from checkpoints import random_model, random_state, small_config, write
+from comvex.cli import main
+from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
+from comvex.convit.published import PUBLISHED, find_weights
+from comvex.convit.weights import load_model, save_weights
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache of its own, and the Hub's client told that there is no network."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub-cache"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return cache
+
+
+def put_in_cache(cache: Path, hub_id: str, files: dict[str, Path]) -> None:
+    """Files as the Hub's client keeps them."""
+    folder = cache / f"models--{hub_id.replace('/', '--')}"
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(revision)
+    (folder / "snapshots" / revision).mkdir(parents=True)
+    for name, file in files.items():
+        (folder / "snapshots" / revision / name).symlink_to(file)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file like timm's published one, with random weights."""
+    model = random_model(ConViTConfig.ConViT_Ti())
+    file = tmp_path_factory.mktemp("tiny") / "model.safetensors"
+    save_file(model.state_dict(), file)
+    return file
+
+
+@pytest.mark.parametrize("name", ["convit_tiny.fb_in1k", "convit_tiny", "timm/convit_tiny.fb_in1k"])
+def test_published_name_is_found_in_the_hubs_cache(name, tiny, offline):
+    put_in_cache(offline, "timm/convit_tiny.fb_in1k", {"model.safetensors": tiny})
+    predictor = comvex.load(name, device="cpu")
+    assert predictor.model.config == ConViTConfig.ConViT_Ti()
+    assert torch.equal(predictor.model.cls_token, load_model(tiny).cls_token)
+    assert len(predictor.labels) == 1000
+    assert predictor.labels[0] == "tench, Tinca tinca"
+    assert (predictor.preprocessing.image_size, predictor.preprocessing.crop_pct) == ((224, 224), 0.875)
+    info = predictor.model.info
+    assert info is not None
+    if not name.startswith("timm/"):
+        assert info.figures == {"data": "ImageNet-1k", "top1": 73.1, "source": "paper, Table 1"}
+        assert info.licence == "apache-2.0"
+
+
+def test_the_authors_file_is_found_where_pytorch_keeps_it(tiny, tmp_path):
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save({"model": load_model(tiny).state_dict()}, folder / "convit_tiny.pth")
+    model = load_model("convit_tiny.official", num_classes=10)
+    assert model.config == ConViTConfig.ConViT_Ti(num_classes=10)
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_without_network_one_sentence_says_what_to_fetch_and_where_to_put_it(name, capsys):
+    assert main(["predict", name, "photo.jpg"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert f"fetch model.safetensors and config.json from https://huggingface.co/timm/{name}.fb_in1k" in told
+    assert "into a folder and give that folder" in told
+
+
+def test_without_network_the_authors_file_is_named_with_its_place(monkeypatch):
+    def refuse(*arguments: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(
+        ValueError, match=r"fetch https://.*/convit_base\.pth and put it at .*/checkpoints/convit_base\.pth"
+    ):
+        find_weights("convit_base.official")
+
+
+@pytest.mark.parametrize("name", ["convit_tiny_plus", "convit_small_plus.fb_in1k", "convit_base_plus"])
+def test_the_plus_sizes_have_no_published_weights(name):
+    with pytest.raises(
+        ValueError, match=r"no published weights for convit_.*_plus: the authors published convit_tiny,"
+    ):
+        comvex.load(name)
+
+
+def test_unknown_names_are_refused_with_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"'convit_tinny\.fb_in1k': did you mean 'convit_tiny\.fb_in1k'\?"):
+        find_weights("convit_tinny.fb_in1k")
+    with pytest.raises(ValueError, match="There is no run folder, weights file or published model 'resnet50'"):
+        find_weights("resnet50")
+    (tmp_path / "runs").mkdir()  # a path that is mistyped is no repository of the Hub
+    with pytest.raises(ValueError, match="There is no run folder, weights file or published model 'runs/firsst'"):
+        find_weights("runs/firsst")
+
+
+def test_a_folder_is_a_run_a_repository_or_has_one_weights_file(small_run, tmp_path):
+    assert find_weights(small_run) == small_run / "weights" / "best.safetensors"
+    with pytest.raises(ValueError, match=r"is no run folder \(it has no recipe\.json\) and has no weights file"):
+        find_weights(tmp_path)
+    file = write("official.pth", random_state(), tmp_path)
+    assert find_weights(tmp_path) == file
+    write("timm.pth", random_state(), tmp_path)
+    with pytest.raises(ValueError, match=r"several weights files \(official\.pth, timm\.pth\): name one"):
+        find_weights(tmp_path)
+    save_weights(random_model(), tmp_path / "model.safetensors")
+    assert find_weights(tmp_path) == tmp_path / "model.safetensors"
+
+
+# The Hub's own verbs
+
+
+def test_save_pretrained_and_from_pretrained_keep_weights_and_what_is_known_of_them(small_run, tmp_path):
+    model = comvex.load(small_run).model
+    model.save_pretrained(tmp_path / "saved")
+    assert {file.name for file in (tmp_path / "saved").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    again = ConViTWithLinearClassifier.from_pretrained(tmp_path / "saved")
+    assert again.info == model.info
+    assert again.config == model.config
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor.cpu())
+    adapted = ConViTWithLinearClassifier.from_pretrained(tmp_path / "saved", num_classes=3, image_size=(16, 8))
+    assert adapted(torch.randn(1, 1, 16, 8)).shape == (1, 3)
+    predictor = comvex.load(tmp_path / "saved")
+    assert predictor.labels == tuple("0123456789")
+
+
+def test_model_card_has_the_runs_figures_data_and_the_hubs_metadata(small_run, tmp_path):
+    from huggingface_hub import ModelCard
+
+    model = comvex.load(small_run).model
+    model.save_pretrained(tmp_path / "saved")
+    card = ModelCard.load(tmp_path / "saved" / "README.md")
+    assert card.data.library_name == "comvex"
+    assert card.data.pipeline_tag == "image-classification"
+    assert "trained on digits" in card.text
+    assert "10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in card.text
+    assert model.info is not None
+    assert f"| val top1 | {model.info.figures['val_top1']:.4g} % |" in card.text
+    assert "comvex.load(" in card.text
+
+
+def test_a_model_from_the_hubs_cache_is_found_by_its_id(tmp_path, offline):
+    random_model().save_pretrained(tmp_path / "saved")
+    files = {name: tmp_path / "saved" / name for name in ("model.safetensors", "config.json")}
+    put_in_cache(offline, "someone/my-convit", files)
+    for source in ("someone/my-convit", "hf-hub:someone/my-convit"):
+        model = ConViTWithLinearClassifier.from_pretrained(source)
+        assert model.config == small_config()
+        assert torch.equal(model.cls_token, random_model().cls_token)
+    with pytest.raises(
+        ValueError, match=r"someone/other is neither a file or folder here .*huggingface\.co/someone/other"
+    ):
+        ConViTWithLinearClassifier.from_pretrained("someone/other")
+
+
+def test_push_to_hub_uploads_weights_config_and_card(monkeypatch):
+    """The client's two calls that need the network are watched; everything before them is real."""
+    from huggingface_hub import HfApi
+
+    uploaded = {}
+
+    def create_repo(self: HfApi, repo_id: str, **_: object):
+        return type("Repository", (), {"repo_id": repo_id})()
+
+    def upload_folder(self: HfApi, *, folder_path: Path, repo_id: str, **_: object) -> str:
+        uploaded[repo_id] = {file.name: file.read_bytes() for file in Path(folder_path).iterdir()}
+        return "https://huggingface.co/" + repo_id
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    random_model().push_to_hub("someone/my-convit")
+    assert uploaded["someone/my-convit"].keys() == {"model.safetensors", "config.json", "README.md"}
