@@ -92,9 +92,7 @@ def test_without_network_the_authors_file_is_named_with_its_place(monkeypatch):
 
 @pytest.mark.parametrize("name", ["convit_tiny_plus", "convit_small_plus.fb_in1k", "convit_base_plus"])
 def test_the_plus_sizes_have_no_published_weights(name):
-    with pytest.raises(
-        ValueError, match=r"no published weights for convit_.*_plus: the authors published"
-    ):
+    with pytest.raises(ValueError, match=r"no published weights for convit_.*_plus: the authors published"):
         comvex.load(name)
 
 

@@ -84,3 +84,15 @@ def test_random_crops_for_a_model_that_is_not_square_keep_the_shape_of_things():
     assert all(0.7 < value < 1.43 for value in stretched)  # 3/4 to 4/3, and 5 % for the edges of the ramps
     assert min(stretched) < 0.85
     assert max(stretched) > 1.15
+
+
+@pytest.mark.parametrize(("size", "erased"), [(8, False), (16, True), (28, True)])
+def test_small_pictures_are_not_erased_unless_asked_for(size, erased):
+    preprocessing = Preprocessing((size, size), channels=1, mean=(0.5,), std=(0.5,))
+
+    def erases(augmentation: Augmentation) -> bool:
+        return "RandomErasing" in str(preprocessing.training_transform(augmentation, mirrored=False))
+
+    assert erases(Augmentation()) == erased
+    assert erases(Augmentation(random_erasing=0.1))
+    assert not erases(Augmentation(random_erasing=0.0))

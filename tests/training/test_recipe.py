@@ -6,7 +6,7 @@ import pytest
 
 from comvex.convit import ConViTWithLinearClassifier
 from comvex.data.sources import open_data
-from comvex.training.build import build_config, build_optimizer, build_preprocessing, build_schedule
+from comvex.training.build import build_config, build_optimizer, build_preprocessing, build_schedule, settle
 from comvex.training.recipe import Architecture, Options, Recipe, differences
 
 
@@ -16,7 +16,7 @@ from comvex.training.recipe import Architecture, Options, Recipe, differences
         ({"epochs": 3, "steps": 5}, "epochs = 3 and steps = 5"),
         ({"epochs": 0}, "epochs is 0"),
         ({"batch_size": -1}, "batch_size is -1"),
-        ({"learning_rate": 0}, "learning_rate is 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"warmup": 1.0}, r"warmup is 1\.0"),
         ({"label_smoothing": -0.1}, r"label_smoothing is -0\.1"),
@@ -113,3 +113,11 @@ def test_a_size_of_height_and_width_is_the_same_after_a_way_through_json():
     config = build_config(recipe.model, open_data("digits"))
     assert (config.image_size, config.grid) == ((16, 8), (8, 4))
     assert build_preprocessing(config, open_data("digits")).image_size == (16, 8)
+
+
+def test_what_a_recipe_leaves_to_the_data_is_filled_in_and_what_it_says_is_kept():
+    digits = open_data("digits")
+    assert settle(Recipe(), digits).learning_rate == 2e-3
+    assert settle(Recipe(learning_rate=0.5), digits).learning_rate == 0.5
+    assert build_config(Architecture(), digits).dim == 64
+    assert Recipe().to_dict()["learning_rate"] is None

@@ -16,6 +16,7 @@ from comvex.convit.config import ConViTConfig
 from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.errors import UserError
 
+
 class UnknownArchitectureError(UserError):
     """The names and shapes of a file do not tell its architecture; the message asks for ``config=``."""
 

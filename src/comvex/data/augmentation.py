@@ -21,5 +21,5 @@ class Augmentation:
     """Probability of a flip. Default: 0.5, or 0 where a mirrored picture means something else (digits)."""
     color_jitter: float = 0.0
     """Largest change of brightness, contrast and saturation, as a share."""
-    random_erasing: float = 0.25
-    """Probability that a rectangle of the picture is blanked."""
+    random_erasing: float | None = None
+    """Probability that a rectangle of the picture is blanked. Default: 0.25, or 0 below 16 pixels a side (digits)."""

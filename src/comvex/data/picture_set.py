@@ -98,6 +98,8 @@ class DataSet:
     """Patch that goes with that size."""
     dim: int
     """Token width that a small model takes unless told otherwise."""
+    learning_rate: float
+    """Peak learning rate that suits such a model."""
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -135,6 +137,7 @@ def picture_files_data(
         image_size=64,
         patch_size=8,
         dim=96,
+        learning_rate=1e-3,
         channels=3,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,

@@ -15,6 +15,9 @@ from comvex.data.augmentation import Augmentation
 from comvex.data.reading import CHANNEL_MODES
 from comvex.errors import UserError
 
+SMALLEST_ERASED = 16
+"""Pixels a side from which random erasing is on by default: in smaller pictures it hides what tells the class."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -93,8 +96,11 @@ class Preprocessing:
         if augmentation.color_jitter:
             steps.append(T.ColorJitter(*[augmentation.color_jitter] * 3))
         steps += self._to_tensor()
-        if augmentation.random_erasing:
-            steps.append(T.RandomErasing(augmentation.random_erasing, scale=(0.02, 0.25)))
+        erasing = augmentation.random_erasing
+        if erasing is None:
+            erasing = 0.25 if min(self.image_size) >= SMALLEST_ERASED else 0.0
+        if erasing:
+            steps.append(T.RandomErasing(erasing, scale=(0.02, 0.25)))
         return T.Compose(steps)
 
     def _to_tensor(self) -> list[Any]:

@@ -50,6 +50,13 @@ def build_preprocessing(config: ConViTConfig, data: DataSet) -> Preprocessing:
     return Preprocessing(image_size=as_pair(config.image_size), channels=config.image_channel, mean=mean, std=std)
 
 
+def settle(recipe: Recipe, data: DataSet) -> Recipe:
+    """The recipe with what it leaves to the data filled in."""
+    if recipe.learning_rate is None:
+        recipe = dataclasses.replace(recipe, learning_rate=data.learning_rate)
+    return recipe
+
+
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019); vectors and the model's ``no_weight_decay`` names are not decayed."""
     from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
@@ -64,6 +71,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, num_steps: 
     """Learning rate as a function of the step alone: linear warm-up, then a cosine to a hundredth of the peak."""
     from timm.scheduler.cosine_lr import CosineLRScheduler
 
+    assert recipe.learning_rate is not None
     warmup_steps = round(recipe.warmup * num_steps)
     return CosineLRScheduler(
         optimizer,

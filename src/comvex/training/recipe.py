@@ -68,8 +68,8 @@ class Recipe:
     """Training steps, instead of epochs."""
     batch_size: int = 64
     """Pictures per step."""
-    learning_rate: float = 1e-3
-    """Peak learning rate of AdamW; it warms up linearly and falls along a cosine."""
+    learning_rate: float | None = None
+    """Peak learning rate of AdamW; it warms up linearly and falls along a cosine. Default: 0.001, digits 0.002."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate warms up."""
     weight_decay: float = 0.05
@@ -89,7 +89,7 @@ class Recipe:
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1.")
         for name in ("learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be positive.")
         for name in ("warmup", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:

@@ -30,7 +30,7 @@ from comvex.files import write_text
 from comvex.inference.evaluate import Evaluation, evaluate
 from comvex.inference.task import Task, choose_task
 from comvex.randomness import derive_seed
-from comvex.training.build import build_config, build_optimizer, build_preprocessing, build_schedule
+from comvex.training.build import build_config, build_optimizer, build_preprocessing, build_schedule, settle
 from comvex.training.progress import log_to, training_progress
 from comvex.training.recipe import Options, Recipe, differences
 from comvex.training.record import EpochSums, RunRecord
@@ -61,7 +61,7 @@ def make_plan(recipe: Recipe, options: Options) -> Plan:
     )
     config = build_config(recipe.model, data)
     return Plan(
-        recipe=recipe,
+        recipe=settle(recipe, data),
         options=options,
         data=data,
         task=choose_task(multi_label=data.multi_label),
