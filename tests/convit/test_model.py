@@ -244,7 +244,7 @@ def test_position_embedding_is_stored_at_the_native_grid() -> None:
     [
         ((2, 3, 30, 32), "30 x 32 pixels: each side must be a multiple of the patch size 8"),
         ((2, 3, 32, 33), "32 x 33 pixels: each side must be a multiple of the patch size 8"),
-        ((2, 3, 0, 32), "0 x 32 pixels: each side must be a multiple of the patch size 8"),
+        ((2, 3, 0, 32), "0 x 32 pixels: they are empty"),
         ((2, 1, 32, 32), r"shape \(2, 1, 32, 32\): it must be \(batch, 3, height, width\)"),
         ((2, 32, 32, 3), r"shape \(2, 32, 32, 3\): it must be \(batch, 3, height, width\)"),
         ((3, 32, 32), r"shape \(3, 32, 32\): it must be \(batch, 3, height, width\)"),
