@@ -51,7 +51,7 @@ def csv_data(file: Path, *, split_seed: int) -> DataSet:
         raise UserError(f"{file} has no rows: each must name a picture and its labels.")
     check_rows(file, rows)
     multi_label = "labels" in columns or any(len(row.labels) != 1 for row in rows)
-    classes = tuple(({label for row in rows for label in row.labels}))
+    classes = tuple(sorted({label for row in rows for label in row.labels}))
     if not classes:
         raise UserError(f"{file} has no label in any row: at least one class is needed.")
     if not multi_label and len(classes) == 1:
