@@ -290,7 +290,8 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, *, metadata: dict[st
     """Write a safetensors file, complete or not at all; returns its SHA-256."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replace_file(file) as temporary:
-        save_file(plain, temporary, metadata={"format": "pt"} | (metadata or {}))
+        # One entry at most: safetensors writes several in an order of chance, and equal weights shall be equal files.
+        save_file(plain, temporary, metadata=metadata or {"format": "pt"})
         return file_sha256(temporary)
 
 

@@ -63,7 +63,7 @@ class Recipe:
     model: Architecture = field(default_factory=Architecture)
     augment: Augmentation = field(default_factory=Augmentation)
     epochs: int | None = None
-    """Passes over the training pictures. Default: as many as show 100,000 pictures, at least 10."""
+    """Passes over the training pictures. Default: as many as show 80,000 pictures, at least 10."""
     steps: int | None = None
     """Training steps, instead of epochs."""
     batch_size: int = 64
@@ -101,7 +101,7 @@ class Recipe:
         """Training steps of the whole run, for that many training pictures."""
         if self.steps is not None:
             return self.steps
-        epochs = self.epochs if self.epochs is not None else max(10, round(100_000 / num_pictures))
+        epochs = self.epochs if self.epochs is not None else max(10, round(80_000 / num_pictures))
         return epochs * max(1, num_pictures // self.batch_size)
 
     def to_dict(self) -> dict[str, Any]:
