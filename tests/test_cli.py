@@ -120,7 +120,7 @@ def test_mistakes_are_answered_by_one_sentence(small_run, tmp_path, refusal):
     assert not (tmp_path / "x").exists()
     assert "another recipe" in refusal("train", "--out", small_run, "--seed", 5)
     assert "no run folder" in refusal("evaluate", tmp_path / "nowhere")
-    assert "is no run folder: it has no recipe.json" in refusal("evaluate", tmp_path)
+    assert "is no run folder (it has no recipe.json) and has no weights file" in refusal("evaluate", tmp_path)
     assert "no run folder" in refusal("predict", tmp_path / "nowhere", "picture.png")
     assert "no command 'trian': did you mean 'train'" in refusal("trian")
     assert "No picture is given" in refusal("predict", small_run)

@@ -46,7 +46,7 @@ def read_summary(run: Path) -> dict[str, Any] | None:
 
 
 def best_weights(run: Path) -> Path:
-    """The weights file of a run with the best validation accuracy; raises ``ValueError`` if there is none yet."""
+    """The weights file of a run's best epoch in validation; raises ``ValueError`` if there is none yet."""
     read_recipe(run)
     if not (run / BEST_WEIGHTS).is_file():
         raise UserError(f"The run {run} has no weights yet: its first epoch is not finished.")

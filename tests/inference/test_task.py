@@ -69,7 +69,7 @@ def test_multi_label_figures_are_those_of_all_pictures_at_once(model, batch_size
     assert found.loss == pytest.approx(float(F.binary_cross_entropy_with_logits(logits, targets)), rel=1e-5)
     np.testing.assert_array_equal(found.scores.num_positive, pictures.labels.sum(axis=0))
     by_class = found.scores.by_class(["a", "b", "c"])["average_precision"]
-    assert found.scores.columns() == {"val_map": pytest.approx(sum(by_class.values()) / 3)}
+    assert found.scores.figures() == {"map": pytest.approx(sum(by_class.values()) / 3)}
 
 
 def test_a_class_without_a_positive_picture_has_no_figure_and_does_not_count(tmp_path):

@@ -11,7 +11,8 @@ from comvex.convit.config import ConViTConfig, as_pair
 if TYPE_CHECKING:
     from comvex.convit.weights import WeightsInfo
 
-UNITS = {"top1": " %", "top5": " %", "val_top1": " %", "mean_average_precision": " %"}
+PERCENTAGES = ("top1", "top5", "map")
+"""Ends of the names of figures in percent."""
 
 
 def model_card(config: ConViTConfig, info: WeightsInfo | None) -> str:
@@ -38,9 +39,7 @@ def model_card(config: ConViTConfig, info: WeightsInfo | None) -> str:
         "",
     ]
     if figures:
-        rows = [
-            f"| {name.replace('_', ' ')} | {number(value)}{UNITS.get(name, '')} |" for name, value in figures.items()
-        ]
+        rows = [f"| {name.replace('_', ' ')} | {number(name, value)} |" for name, value in figures.items()]
         lines += ["## Measured\n", "| figure | value |", "| --- | --- |", *rows, ""]
     lines += [
         "## Use\n",
@@ -54,8 +53,9 @@ def model_card(config: ConViTConfig, info: WeightsInfo | None) -> str:
     return "\n".join(lines)
 
 
-def number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def number(name: str, value: object) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{text} %" if name.endswith(PERCENTAGES) else text
 
 
 def describe_labels(labels: tuple[str, ...], most: int = 20) -> str:

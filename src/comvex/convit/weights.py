@@ -228,7 +228,7 @@ def put_weights(model: ConViTBackbone, weights: Weights) -> LoadReport:
             if adapted[name] is not tensor:
                 tensor.copy_(adapted[name])
     report = LoadReport(weights.file, weights.layout, preset_name(source), (*weights.notes, *changes))
-    for line in str(report).splitlines():
+    for line in report.changes:
         LOGGER.info("%s", line)
     return report
 
@@ -355,6 +355,12 @@ def enter(file: Path, sha256: str, info: WeightsInfo) -> None:
     }
     content = json.loads(json.dumps(content))  # as it will be read, so that the checksum is of that
     write_text(config_file, json.dumps({**content, "checksum": checksum(content)}, indent=2) + "\n")
+
+
+def add_figures(file: Path, figures: Mapping[str, Any]) -> None:
+    """Enter more measured figures for a weights file of ours in the config.json beside it."""
+    info = read_weights(file).info
+    enter(file, file_sha256(file), dataclasses.replace(info, figures=info.figures | dict(figures)))
 
 
 def check_published_layout(config: ConViTConfig, layout: str) -> None:

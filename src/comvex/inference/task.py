@@ -26,8 +26,8 @@ from comvex.inference.metrics import average_precision, num_correct, wilson_inte
 class Scores(Protocol):
     """How good a model was on pictures, in percent."""
 
-    def columns(self) -> dict[str, float]:
-        """What goes into metrics.csv for validation pictures."""
+    def figures(self) -> dict[str, float]:
+        """The figures in short: what goes into metrics.csv (as val_NAME) and to the weights (as test_NAME)."""
         ...
 
     def summary(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Task(ABC):
 
     multi_label: bool
     criterion: str
-    """The column of metrics.csv that chooses the best weights; higher is better."""
+    """The column of metrics.csv, in percent, that chooses the best weights with the loss; higher is better."""
     criterion_name: str
     criterion_short: str
     loss_name: str
@@ -90,8 +90,8 @@ class Accuracy:
     confusion: NDArray[np.int64]
     """(num_classes, num_classes): pictures by true class (row) and predicted class (column)."""
 
-    def columns(self) -> dict[str, float]:
-        return {"val_top1": self.top1, "val_top5": self.top5}
+    def figures(self) -> dict[str, float]:
+        return {"top1": self.top1, "top5": self.top5}
 
     def summary(self) -> dict[str, Any]:
         return {"top1": self.top1, "top1_interval": list(self.top1_interval), "top5": self.top5}
@@ -158,8 +158,8 @@ class Precision:
     """(num_classes,): pictures that show the class."""
     num_pictures: int
 
-    def columns(self) -> dict[str, float]:
-        return {"val_map": self.mean_average_precision}
+    def figures(self) -> dict[str, float]:
+        return {"map": self.mean_average_precision}
 
     def summary(self) -> dict[str, Any]:
         return {"mean_average_precision": self.mean_average_precision}

@@ -18,13 +18,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from comvex import run_folder
 from comvex.convit.config import ConViTConfig
-from comvex.convit.weights import WeightsInfo, save_weights
+from comvex.convit.weights import WeightsInfo, add_figures, save_weights
 from comvex.data.sources import DataSet
 from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
 from comvex.files import write_text
 from comvex.inference.evaluate import Evaluation
 from comvex.inference.task import choose_task
+from comvex.training.best_epoch import best_epoch
 from comvex.training.checkpoint import load_latest, load_optimizer_tensors, save_checkpoint
 from comvex.training.curves import draw_curves
 
@@ -131,7 +132,7 @@ class RunRecord:
             "learning_rate": learning_rate,
             "train_loss": sums.mean_loss(),
             "val_loss": evaluation.loss,
-            **evaluation.scores.columns(),
+            **{f"val_{name}": value for name, value in evaluation.scores.figures().items()},
         }
         seconds = time.perf_counter() - self.epoch_start
         self.epoch_start = time.perf_counter()
@@ -144,8 +145,9 @@ class RunRecord:
         write_table(self.out / "metrics.csv", self.history)
         write_table(self.out / "timing.csv", self.timing)
         assert self.board is not None
-        for name in ("learning_rate", "train_loss", "val_loss", *evaluation.scores.columns()):
-            self.board.add_scalar(name, row[name], step)
+        for name, value in row.items():
+            if name not in ("epoch", "step"):
+                self.board.add_scalar(name, value, step)
         LOGGER.debug(
             "epoch %d, step %d: training loss %.4f, validation loss %.4f, %s %.2f %%",
             row["epoch"], step, row["train_loss"], row["val_loss"],
@@ -153,8 +155,8 @@ class RunRecord:
         )  # fmt: skip
 
     def best(self) -> dict[str, Any]:
-        """The row of the best epoch: highest by the task's criterion, then lowest validation loss, then the first."""
-        return max(self.history, key=lambda row: (row[self.task.criterion], -row["val_loss"]))
+        """The row of the best epoch so far."""
+        return best_epoch(self.history, criterion=self.task.criterion, num_pictures=len(self.data.val or ()))
 
     def save_weights(self, model: nn.Module, name: Path, row: dict[str, Any]) -> None:
         info = WeightsInfo(
@@ -179,7 +181,7 @@ class RunRecord:
         return ", ".join(parts)
 
     def finish(self, evaluation: Evaluation, *, part: str, num_parameters: int) -> dict[str, Any]:
-        """Draw the curves and write the summary, which says that the run is finished."""
+        """Enter the figures of the best weights, draw the curves and write the summary, which ends the run."""
         seconds = sum(row["seconds"] for row in self.timing)
         rate = sum(row["pictures_per_second"] * row["seconds"] for row in self.timing) / seconds
         summary = {
@@ -194,6 +196,12 @@ class RunRecord:
             "seconds": seconds,
             "pictures_per_second": rate,
         }
+        if part == "test":  # the figures that the weights' model card tells
+            scores = {f"test_{name}": value for name, value in evaluation.scores.figures().items()}
+            add_figures(
+                self.out / run_folder.BEST_WEIGHTS,
+                {**scores, "test_loss": evaluation.loss, "test_pictures": evaluation.num_pictures},
+            )
         title = f"{self.out.name}: {self.data.name}"
         draw_curves(self.history, self.best(), self.out / "curves.png", task=self.task, title=title)
         write_text(self.out / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
