@@ -187,3 +187,10 @@ def test_a_refusal_ends_a_real_process_with_code_two_and_no_traceback(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     expected = f"comvex: There is no run folder {tmp_path / 'nowhere'}: give the --out folder of a comvex train.\n"
     assert done.stderr == expected
+
+
+def test_a_reader_that_has_seen_enough_is_no_mistake():
+    command = f"{sys.executable} -m comvex train --help | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "" or done.stdout.startswith("usage")
+    assert done.stderr == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -288,6 +289,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"comvex: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as the shell has it
     except KeyboardInterrupt:
         print("comvex: interrupted; an unfinished run goes on when its command is repeated.", file=sys.stderr)
         return 130
