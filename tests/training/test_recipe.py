@@ -48,7 +48,7 @@ def test_steps_follow_from_epochs_or_from_the_number_of_pictures():
     assert Recipe(steps=123).num_steps(50) == 123
     assert Recipe(epochs=4, batch_size=64).num_steps(1000) == 4 * 15
     assert Recipe(epochs=4, batch_size=64).num_steps(10) == 4
-    assert Recipe(batch_size=100).num_steps(1000) == 100 * 10
+    assert Recipe(batch_size=100).num_steps(1000) == 80 * 10
     assert Recipe(batch_size=100).num_steps(60_000) == 10 * 600
 
 
@@ -119,5 +119,8 @@ def test_what_a_recipe_leaves_to_the_data_is_filled_in_and_what_it_says_is_kept(
     digits = open_data("digits")
     assert settle(Recipe(), digits).learning_rate == 2e-3
     assert settle(Recipe(learning_rate=0.5), digits).learning_rate == 0.5
-    assert build_config(Architecture(), digits).dim == 64
+    config = build_config(Architecture(), digits)
+    assert (config.dim, config.num_heads) == (72, 9)
+    assert build_config(Architecture(dim=32), digits).num_heads == 4  # 9 does not divide it
+    assert build_config(Architecture(dim=30), digits).num_heads == 1
     assert Recipe().to_dict()["learning_rate"] is None

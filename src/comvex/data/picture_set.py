@@ -98,6 +98,8 @@ class DataSet:
     """Patch that goes with that size."""
     dim: int
     """Token width that a small model takes unless told otherwise."""
+    heads: int
+    """Attention heads of such a model; 9 start as a 3 x 3 kernel, 4 as a 2 x 2 one."""
     learning_rate: float
     """Peak learning rate that suits such a model."""
     channels: int
@@ -137,6 +139,7 @@ def picture_files_data(
         image_size=64,
         patch_size=8,
         dim=96,
+        heads=4,
         learning_rate=1e-3,
         channels=3,
         mean=IMAGENET_MEAN,

@@ -31,11 +31,12 @@ def build_config(architecture: Architecture, data: DataSet) -> ConViTConfig:
     given["num_classes"] = len(data.classes)
     if architecture.preset is not None:
         return ConViTConfig.from_preset(architecture.preset, **given)
+    dim = architecture.dim if architecture.dim is not None else data.dim
     small = {
         "image_size": data.image_size,
         "patch_size": data.patch_size,
-        "dim": data.dim,
-        "heads": 4,
+        "dim": dim,
+        "heads": next(heads for heads in (data.heads, 4, 1) if dim % heads == 0),
         "num_local_layers": 5,
         "num_nonlocal_layers": 1,
     }

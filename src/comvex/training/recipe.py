@@ -25,9 +25,10 @@ class Architecture:
     patch_size: int | None = None
     """Patch side in pixels. Default: what suits the data (digits 2, Fashion-MNIST 4, others 8; presets 16)."""
     dim: int | None = None
-    """Token width. Default: 96, digits 64."""
+    """Token width. Default: 96, digits 72."""
     heads: int | None = None
-    """Attention heads; a square number gives every head a place in the convolution kernel. Default: 4."""
+    """Attention heads; a square number gives every head a place in the convolution kernel. Default: 4, digits 9, if that divides
+    the width."""
     num_local_layers: int | None = None
     """GPSA layers. Default: 5."""
     num_nonlocal_layers: int | None = None
