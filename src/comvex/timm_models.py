@@ -148,7 +148,7 @@ def create(
                 f"There are no published weights for {variant}: the authors published {', '.join(PUBLISHED)}; weights "
                 "of your own are given as pretrained_cfg_overlay={'file': ...}."
             )
-    return build_model_with_cfg(
+    model: Any = build_model_with_cfg(
         functools.partial(build, preset),
         variant,
         pretrained,
@@ -158,17 +158,22 @@ def create(
         feature_cfg={"out_indices": OUT_INDICES, "feature_cls": "getter"},
         **arguments,
     )
+    model.pretrained_cfg.pop("state_dict", None)  # the file's tensors have done their service
+    return model
 
 
 def describe_file(file: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What timm must know of a local weights file, and arguments for a model of its sizes.
+    """What timm must know of a local weights file, its tensors too, and arguments for a model of its sizes.
+
+    timm itself would open the file by its ending.
 
     Raises ``ValueError`` if the file is missing, damaged or no ConViT.
     """
-    info = read_weights(file).info
-    config = info.architecture
+    weights = read_weights(file)
+    info, config = weights.info, weights.info.architecture
     height, width = as_pair(config.image_size)
     known = {
+        "state_dict": weights.tensors,
         "input_size": (config.image_channel, height, width),
         "num_classes": config.num_classes,
         "mean": tuple(info.preprocessing["mean"]),

@@ -138,6 +138,11 @@ def test_gradient_checkpointing_takes_mixed_batches():
     [
         ([], "The list of pictures is empty"),
         ([torch.zeros(3, 8, 8), torch.zeros(1, 8, 8)], r"Picture 1 of the list has shape \(1, 8, 8\)"),
+        ([torch.zeros(3, 8, 8), 3], "Picture 1 of the list is a int: all must be tensors of one type"),
+        (
+            [torch.zeros(3, 8, 8), torch.zeros(3, 8, 8).half()],
+            r"Picture 1 of the list is a torch\.float16: all must be",
+        ),
         ([torch.zeros(1, 3, 8, 8)], r"Picture 0 of the list has shape \(1, 3, 8, 8\)"),
         ([torch.zeros(3, 8, 12)], "The pictures are 8 x 12 pixels: each side must be a multiple of the patch size 8"),
         ([torch.zeros(3, 8, 0)], "The pictures are 8 x 0 pixels: they are empty"),
@@ -148,9 +153,10 @@ def test_lists_that_do_not_fit_are_refused(batch, message):
         random_model()(batch)
 
 
-def test_a_mean_over_patches_takes_no_list():
-    with pytest.raises(ValueError, match="global_pool='avg' takes pictures of one size"):
-        model(global_pool="avg")(pictures((8, 8), (16, 16)))
+def test_a_mean_over_patches_is_over_each_pictures_own():
+    network = model(global_pool="avg")
+    batch = pictures((8, 8), (16, 40), (32, 8))
+    torch.testing.assert_close(network(batch), alone(network, batch), **FLOAT64)
 
 
 # Padding to whole patches

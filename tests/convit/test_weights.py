@@ -44,7 +44,7 @@ def test_every_published_layout_is_recognised_by_its_content_and_gives_the_same_
     other = ConViTWithLinearClassifier(small_config())
     report = load_weights(other, file)
     assert equal(other.state_dict(), state)
-    assert (report.layout, report.size) == (WRITERS[name][0], "another size")
+    assert (report.layout, report.size) == (WRITERS[name][0], "none of the paper's sizes")
 
 
 def test_the_averaged_weights_of_a_training_checkpoint_are_taken_on_request_and_told_of_otherwise(tmp_path):
@@ -155,6 +155,8 @@ def test_saved_weights_carry_what_is_known_of_them(tmp_path):
         ({"norm_eps": 1e-5}, "norm_eps"),
         ({"image_size": (32, 16)}, "image_size"),
         ({"num_nonlocal_layers": 0}, "num_nonlocal_layers"),
+        ({"num_local_layers": 0, "num_nonlocal_layers": 2}, "num_local_layers"),
+        ({"position_embedding": False}, "position_embedding"),
         ({"global_pool": "avg"}, "global_pool"),
     ],
 )
@@ -168,9 +170,9 @@ def test_what_the_published_code_cannot_run_is_not_written_in_its_layout(argumen
 
 def test_files_of_the_wrong_kind_for_a_layout_are_refused(tmp_path):
     model = random_model()
-    with pytest.raises(ValueError, match=r"x\.pth: weights in comvex's layout end in \.safetensors"):
+    with pytest.raises(ValueError, match=r"x\.pth: in the comvex layout it must end in \.safetensors"):
         save_weights(model, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"x\.safetensors: the official layout is a PyTorch file"):
+    with pytest.raises(ValueError, match=r"x\.safetensors: in the official layout it must end in \.pth or"):
         save_weights(model, tmp_path / "x.safetensors", layout="official")
     with pytest.raises(ValueError, match="The layout is 'keras': it must be one of comvex, timm, official"):
         save_weights(model, tmp_path / "x.pth", layout="keras")  # pyright: ignore
@@ -284,7 +286,7 @@ def test_a_mismatch_names_every_tensor_and_leaves_the_model_as_it_was(tmp_path, 
 def test_weights_of_another_size_are_refused_by_name(tmp_path, unchanged):
     file = write("timm.pth", random_state(small_config(dim=32)), tmp_path)
     model = random_model()
-    with unchanged(model), pytest.raises(ValueError, match="do not fit the model: of another shape: ") as caught:
+    with unchanged(model), pytest.raises(ValueError, match=r"do not fit the model: \d+ of another shape: ") as caught:
         load_weights(model, file)
     for name, tensor in model.state_dict().items():
         if tensor.ndim and 16 in tensor.shape and not name.startswith("head"):
@@ -293,7 +295,7 @@ def test_weights_of_another_size_are_refused_by_name(tmp_path, unchanged):
 
 def test_a_model_without_position_embedding_refuses_weights_with_one(tmp_path):
     file = write("timm.pth", random_state(), tmp_path)
-    with pytest.raises(ValueError, match="unexpected: pos_embed"):
+    with pytest.raises(ValueError, match="1 unexpected: pos_embed"):
         load_weights(ConViTWithLinearClassifier(small_config(position_embedding=False)), file)
 
 
@@ -307,7 +309,7 @@ def test_our_weights_without_their_config_are_refused(tmp_path):
 def test_an_edited_config_is_refused(tmp_path):
     save_weights(random_model(), tmp_path / "model.safetensors")
     content = json.loads((tmp_path / "config.json").read_text())
-    content["licence"] = "mine"
+    content["files"]["model.safetensors"]["licence"] = "mine"
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="damaged or was edited"):
         load_model(tmp_path)
@@ -342,7 +344,7 @@ def test_convert_says_what_it_did_and_overwrites_only_on_request(tmp_path, capsy
     file = write("official.pth", random_state(), tmp_path)
     out = tmp_path / "ours"
     assert main(["convert", str(file), str(out), "--to", "comvex"]) == 0
-    assert "(official layout, another size)" in capsys.readouterr().out
+    assert "(official layout, none of the paper's sizes)" in capsys.readouterr().out
     assert main(["convert", str(file), str(out), "--to", "comvex"]) == 2
     assert "is there already" in capsys.readouterr().err
     assert main(["convert", str(out), str(tmp_path / "timm.bin"), "--to", "timm", "--json"]) == 0
@@ -351,7 +353,7 @@ def test_convert_says_what_it_did_and_overwrites_only_on_request(tmp_path, capsy
         "from": "comvex",
         "out": str(tmp_path / "timm.bin"),
         "to": "timm",
-        "size": "another size",
+        "size": "none of the paper's sizes",
     }
     assert main(["convert", str(file), str(out), "--to", "comvex", "--overwrite"]) == 0
 
@@ -365,3 +367,139 @@ def test_convert_takes_the_architecture_that_shapes_do_not_tell(tmp_path, capsys
     arguments = ["--to", "comvex", "--config", str(tmp_path / "architecture.json")]
     assert main(["convert", str(file), str(tmp_path / "ours"), *arguments]) == 0
     assert load_model(tmp_path / "ours").config == config
+
+
+# Several files in a folder, models that have changed, files that are in the way
+
+
+def test_each_weights_file_of_a_folder_keeps_what_is_known_of_it(tmp_path):
+    first = random_model(small_config(dim=32))
+    second = random_model()
+    other = WeightsInfo(
+        second.config, load_model_info(second, tmp_path).preprocessing | {"crop_pct": 0.5}, tuple("vwxyz")
+    )
+    save_weights(
+        first, tmp_path / "first.safetensors", info=WeightsInfo(first.config, {**PREPROCESSING}, tuple("abcde"))
+    )
+    save_weights(second, tmp_path / "second.safetensors", info=other)
+    assert load_model(tmp_path / "first.safetensors").info.labels == tuple("abcde")
+    assert load_model(tmp_path / "first.safetensors").config.dim == 32
+    assert load_model(tmp_path / "second.safetensors").info == other
+
+
+PREPROCESSING = {"image_size": [32, 32], "channels": 3, "mean": [0.1] * 3, "std": [0.2] * 3, "crop_pct": 1.0}
+
+
+def load_model_info(model: ConViTWithLinearClassifier, tmp_path: Path) -> WeightsInfo:
+    save_weights(model, tmp_path / "info" / "model.safetensors")
+    info = load_model(tmp_path / "info").info
+    assert info is not None
+    return info
+
+
+@pytest.mark.parametrize("name", ["official.pth", "timm.safetensors"])
+def test_files_of_other_layouts_are_read_beside_our_config(name, tmp_path):
+    save_weights(random_model(small_config(dim=32)), tmp_path / "model.safetensors")
+    file = write(name, random_state(), tmp_path)
+    assert load_model(file).config == small_config()
+    assert load_model(tmp_path / "model.safetensors").config.dim == 32
+
+
+def test_a_folder_with_a_dot_is_a_folder(tmp_path):
+    file = write("official.pth", random_state(), tmp_path)
+    out, _ = convert(file, tmp_path / "convit.v1", layout="comvex")
+    assert out == tmp_path / "convit.v1" / "model.safetensors"
+    (tmp_path / "there.safetensors").mkdir()
+    out, _ = convert(file, tmp_path / "there.safetensors", layout="comvex")
+    assert out.parent.name == "there.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("out", "layout", "message"),
+    [
+        (".", "timm", "is a folder: in the timm layout OUT must be a file"),
+        ("official.pth/x.pth", "timm", "cannot be written: "),
+        ("x.tar", "timm", r"x\.tar: in the timm layout it must end in \.safetensors or \.pth"),
+        ("x", "official", "in the official layout it must end in"),
+    ],
+)
+def test_places_that_cannot_be_written_are_refused(out, layout, message, tmp_path):
+    file = write("official.pth", random_state(), tmp_path)
+    with pytest.raises(ValueError, match=message):
+        convert(file, tmp_path / out, layout=layout, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["official.pth"]
+
+
+def test_a_model_that_was_resized_or_pruned_is_saved_as_it_is_now(tmp_path):
+    save_weights(random_model(), tmp_path / "model.safetensors")
+    model = load_model(tmp_path)
+    model.set_input_size(64, 4)
+    save_weights(model, tmp_path / "resized.safetensors")
+    again = load_model(tmp_path / "resized.safetensors")
+    assert (again.config.image_size, again.config.patch_size) == (64, 4)
+    assert equal(again.state_dict(), model.state_dict())
+    assert again.info.preprocessing["image_size"] == [64, 64]
+    model.prune_intermediate_layers([1], prune_head=False)
+    save_weights(model, tmp_path / "pruned.safetensors")
+    assert load_model(tmp_path / "pruned.safetensors").config.num_nonlocal_layers == 0
+    model.prune_intermediate_layers([0], prune_norm=True)
+    with pytest.raises(ValueError, match=r"What is to be saved is no complete ConViT: 3 missing: cls_token, norm"):
+        save_weights(model, tmp_path / "no.safetensors")
+    assert not (tmp_path / "no.safetensors").exists()
+
+
+def test_wrapped_models_are_unwrapped_and_others_refused(tmp_path):
+    model = random_model()
+    save_weights(torch.nn.DataParallel(torch.compile(model)), tmp_path / "model.safetensors")
+    assert equal(load_model(tmp_path).state_dict(), model.state_dict())
+    with pytest.raises(ValueError, match="A Linear is no ConViT"):
+        save_weights(torch.nn.Linear(2, 2), tmp_path / "linear.safetensors")
+
+
+def test_a_config_that_is_not_ours_is_not_overwritten(tmp_path):
+    for text in ("{", '{"architecture": "convit_tiny"}', '{"format": 7, "files": {}}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json"):
+            save_weights(random_model(), tmp_path / "model.safetensors")
+        assert not (tmp_path / "model.safetensors").exists()
+        assert (tmp_path / "config.json").read_text() == text
+
+
+def test_loading_weights_into_a_model_brings_what_is_known_of_them(tmp_path):
+    model = random_model()
+    info = WeightsInfo(model.config, {**PREPROCESSING}, tuple("abcde"), "mit", {"val_top1": 90.0})
+    save_weights(model, tmp_path / "model.safetensors", info=info)
+    fresh = ConViTWithLinearClassifier(small_config())
+    load_weights(fresh, tmp_path)
+    assert fresh.info == info
+    assert load_model(tmp_path, drop_path=0.1).info.figures == {"val_top1": 90.0}
+    assert load_model(tmp_path, image_size=64).info.figures == {}
+    load_weights(fresh, write("timm.pth", random_state(), tmp_path))
+    assert fresh.info.labels == ()
+
+
+def test_tied_tensors_are_written_apart_and_slices_without_what_they_are_of(tmp_path):
+    state = random_state()
+    state["norm.bias"] = state["norm.weight"]
+    state["blocks.0.norm1.bias"] = torch.randn(1_000_000)[:16]
+    file = write("official.pth", state, tmp_path)
+    for name, layout in (("a.safetensors", "comvex"), ("b.safetensors", "timm"), ("c.pth", "official")):
+        out, _ = convert(file, tmp_path / name, layout=layout)
+        assert equal(read_weights(out).tensors, state)
+        assert out.stat().st_size < 200_000
+
+
+def test_converting_a_multi_label_model_says_what_is_lost(tmp_path, capsys):
+    model = random_model()
+    info = WeightsInfo(model.config, {**PREPROCESSING}, multi_label=True)
+    save_weights(model, tmp_path / "model.safetensors", info=info)
+    assert main(["convert", str(tmp_path), str(tmp_path / "x.pth"), "--to", "timm"]) == 0
+    assert "does not say that the model is multi-label" in capsys.readouterr().out
+
+
+def test_our_own_weights_have_no_averaged_ones(tmp_path):
+    save_weights(random_model(), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="have no averaged weights beside them"):
+        load_model(tmp_path, ema=True)
+    with pytest.raises(ValueError, match="has no averaged weights: a safetensors file"):
+        load_model(write("timm.safetensors", random_state(), tmp_path), ema=True)

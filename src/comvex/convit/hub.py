@@ -21,15 +21,20 @@ class HubModel(ModelHubMixin, library_name="comvex", pipeline_tag="image-classif
     """
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        from comvex.convit.model_card import MARK
         from comvex.convit.weights import save_weights  # which needs the model
 
-        save_weights(self, save_directory / WEIGHTS_NAME, info=self.info)  # pyright: ignore
+        save_weights(self, save_directory / WEIGHTS_NAME)  # pyright: ignore
+        card = save_directory / "README.md"
+        if card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace"):
+            card.unlink()  # it tells of other weights, and is written anew
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card of the model as it is now, written from what is known of its weights."""
         from comvex.convit.model_card import model_card
 
-        return ModelCard(model_card(self.config, self.info), ignore_metadata_errors=False)  # pyright: ignore
+        repository = kwargs.get("repo_id") or "OWNER/NAME"
+        return ModelCard(model_card(self.config, self.info, repository=repository))  # pyright: ignore
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -48,15 +53,13 @@ class HubModel(ModelHubMixin, library_name="comvex", pipeline_tag="image-classif
         ``from_pretrained("owner/name", num_classes=10, image_size=(256, 128))`` adapts the weights as ``load_model``
         does. Raises ``ValueError`` if there is no such model here or on the Hub, or its files are damaged.
         """
-        from comvex.convit.published import find_weights
         from comvex.convit.weights import load_model
 
-        file = find_weights(
-            pretrained_model_name_or_path,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            force_download=force_download,
-            local_files_only=local_files_only,
-        )
-        return load_model(file, **overrides)
+        download = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "token": token,
+            "force_download": force_download,
+            "local_files_only": local_files_only,
+        }
+        return load_model(pretrained_model_name_or_path, download=download, **overrides)

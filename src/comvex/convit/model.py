@@ -74,6 +74,9 @@ class PatchEmbedding(nn.Module):
         if not pictures:
             raise UserError("The list of pictures is empty: it must have at least one.")
         for number, picture in enumerate(pictures):
+            if not isinstance(picture, Tensor) or picture.dtype != pictures[0].dtype:
+                what = str(picture.dtype) if isinstance(picture, Tensor) else type(picture).__name__
+                raise UserError(f"Picture {number} of the list is a {what}: all must be tensors of one type.")
             if picture.ndim != 3 or picture.shape[0] != self.image_channel:
                 raise UserError(
                     f"Picture {number} of the list has shape {tuple(picture.shape)}: it must be "
@@ -413,9 +416,13 @@ class ConViTWithLinearClassifier(ConViTBackbone, HubModel):
 
     def forward(self, pictures: Tensor | Sequence[Tensor]) -> Tensor:
         """pictures (B, C, height, width), or a list of (C, height, width) -> logits (B, num_classes)."""
+        tokens = self.forward_features(pictures)
         if isinstance(pictures, list | tuple) and self.config.global_pool == "avg":
-            raise UserError("A model with global_pool='avg' takes pictures of one size, not a list.")
-        return self.forward_head(self.forward_features(pictures))
+            # The mean is over each picture's own patches; the tokens of the padding are zero.
+            grids = [self.patch_embed.grid_of(*picture.shape[1:]) for picture in pictures]
+            num_patches = torch.tensor([rows * columns for rows, columns in grids], device=tokens.device)
+            return self.head(tokens[:, self.num_prefix_tokens :].sum(dim=1) / num_patches[:, None])
+        return self.forward_head(tokens)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """tokens (B, 1 + N, dim) -> logits (B, num_classes), or what the head would see with ``pre_logits``."""

@@ -11,11 +11,12 @@ from comvex.convit.config import ConViTConfig, as_pair
 if TYPE_CHECKING:
     from comvex.convit.weights import WeightsInfo
 
+MARK = "<!-- Written by comvex from what is known of the weights; a card without this line is left alone. -->"
 PERCENTAGES = ("top1", "top5", "map")
 """Ends of the names of figures in percent."""
 
 
-def model_card(config: ConViTConfig, info: WeightsInfo | None) -> str:
+def model_card(config: ConViTConfig, info: WeightsInfo | None, *, repository: str = "OWNER/NAME") -> str:
     """Markdown with the Hub's metadata in front; figures and data are those that the weights came with."""
     figures = dict(info.figures) if info is not None else {}
     data = figures.pop("data", None)
@@ -27,15 +28,16 @@ def model_card(config: ConViTConfig, info: WeightsInfo | None) -> str:
     )
     height, width = as_pair(config.image_size)
     heads = config.num_heads
+    kind = ", any number of them on a picture" if info is not None and info.multi_label else ""
     lines = [
-        f"---\n{head.to_yaml()}\n---\n",
+        f"---\n{head.to_yaml()}\n---\n{MARK}\n",
         f"# ConViT{f', trained on {data}' if data else ''}\n",
         "A ConViT ([d'Ascoli et al., 2021](https://arxiv.org/abs/2103.10697)): a vision transformer whose early layers "
         "start as convolutions, for `comvex`.\n",
         f"- {config.num_local_layers} GPSA layers and {config.num_nonlocal_layers} self-attention layers, "
         f"{heads} heads, {config.dim} numbers a token, patches of {config.patch_size} pixels",
         f"- pictures of {height} x {width} pixels and {config.image_channel} channels; other sizes work too",
-        f"- {config.num_classes} classes{describe_labels(info.labels) if info is not None else ''}",
+        f"- {config.num_classes} classes{kind}{describe_labels(info.labels) if info is not None else ''}",
         "",
     ]
     if figures:
@@ -46,10 +48,12 @@ def model_card(config: ConViTConfig, info: WeightsInfo | None) -> str:
         "```python",
         "import comvex",
         "",
-        'predictor = comvex.load("OWNER/NAME")  # this repository, or a folder with its files',
+        f'predictor = comvex.load("{repository}")  # this repository, or a folder with its files',
         'predictor.predict(["photo.jpg"])',
         "```\n",
     ]
+    if config.num_classes == 0:
+        lines[-5:] = ["from comvex.convit import load_model", "", f'features = load_model("{repository}")', "```\n"]
     return "\n".join(lines)
 
 
@@ -62,4 +66,4 @@ def describe_labels(labels: tuple[str, ...], most: int = 20) -> str:
     if not labels:
         return ""
     more = f" and {len(labels) - most} more" if len(labels) > most else ""
-    return f": {', '.join(labels[:most])}{more}"
+    return f": {', '.join(' '.join(label.split()) for label in labels[:most])}{more}"

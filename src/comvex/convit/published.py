@@ -43,11 +43,13 @@ TAGS = ("fb_in1k", "official")
 """convit_tiny.fb_in1k is timm's copy, convit_tiny.official the authors' file; the same numbers."""
 UNPUBLISHED = tuple(f"{name}_plus" for name in PUBLISHED)
 NAMES = tuple(f"{name}.fb_in1k" for name in PUBLISHED)
+ALIASES = ("convit_ti", "convit_s", "convit_b")
+"""What the presets of the same sizes are called, for a hint."""
 
 
 def split_name(name: str) -> tuple[str, str] | None:
     """The model and the tag of a published name, such as ("convit_tiny", "fb_in1k"); None if it is none."""
-    model, _, tag = name.partition(".")
+    model, _, tag = name.removeprefix(HUB_PREFIX).removeprefix("timm/").partition(".")
     if model in PUBLISHED and (tag or TAGS[0]) in TAGS:
         return model, tag or TAGS[0]
     return None
@@ -69,7 +71,7 @@ def find_weights(source: str | Path, **download: Any) -> Path:
     model = name.partition(".")[0]
     if model in UNPUBLISHED:
         raise UserError(f"There are no published weights for {model}: the authors published {', '.join(PUBLISHED)}.")
-    published = split_name(name)
+    published = split_name(name) if "/" not in name else None
     if published is not None and published[1] == "official":
         return download_official(published[0])
     if published is not None:
@@ -78,8 +80,9 @@ def find_weights(source: str | Path, **download: Any) -> Path:
     owner = hub_id.partition("/")[0]
     if name != hub_id or (re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not Path(owner).exists()):
         return download_from_hub(name, hub_id, **download)
-    near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    known = dict(zip((*NAMES, *ALIASES), 2 * NAMES, strict=True))
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    hint = f"did you mean {known[near[0]]!r}? " if near else ""
     raise UserError(
         f"There is no run folder, weights file or published model {name!r}: {hint}Published are {', '.join(NAMES)}."
     )
@@ -92,7 +95,7 @@ def find_in_folder(folder: Path) -> Path:
     for name in HUB_FILES:
         if (folder / name).is_file():
             return folder / name
-    found = sorted(file for ending in ("safetensors", "pth", "bin") for file in folder.glob(f"*.{ending}"))
+    found = sorted(file for ending in ("safetensors", "pth", "pt", "bin") for file in folder.glob(f"*.{ending}"))
     if len(found) == 1:
         return found[0]
     what = f"several weights files ({', '.join(file.name for file in found)}): name one" if found else "no weights file"
@@ -101,8 +104,7 @@ def find_in_folder(folder: Path) -> Path:
 
 def download_from_hub(name: str, hub_id: str, **download: Any) -> Path:
     """The weights file of a repository, from the local cache or the Hub, with its config.json beside it."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
     where = {key: value for key, value in download.items() if key in ("cache_dir", "revision") and value is not None}
     try:
@@ -110,9 +112,12 @@ def download_from_hub(name: str, hub_id: str, **download: Any) -> Path:
             cached = try_to_load_from_cache(hub_id, file, **where)
             if isinstance(cached, str) and not download.get("force_download"):
                 return Path(cached)
+        if not download.get("local_files_only"):  # asked once, where a download would try again for half a minute
+            HfApi(token=download.get("token")).repo_info(hub_id, revision=download.get("revision"), timeout=10)
         hf_hub_download(hub_id, "config.json", **download)
         return Path(hf_hub_download(hub_id, HUB_FILES[0], **download))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
+    # The client lets through whatever its network library raises; each means that the file is not to be had.
+    except Exception as error:
         raise UserError(
             f"{name} is neither a file or folder here nor in the local cache, and could not be fetched from the "
             f"Hugging Face Hub ({type(error).__name__}): fetch {HUB_FILES[0]} and config.json from "

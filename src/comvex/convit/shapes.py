@@ -16,6 +16,8 @@ from comvex.convit.config import ConViTConfig
 from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.errors import UserError
 
+CONFIG_HINT = "config= (on the command line --config FILE, as ConViTConfig.to_json writes it)"
+
 
 class UnknownArchitectureError(UserError):
     """The names and shapes of a file do not tell its architecture; the message asks for ``config=``."""
@@ -29,7 +31,7 @@ def expected_shapes(config: ConViTConfig) -> dict[str, torch.Size]:
 
 
 def mismatch(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> str | None:
-    """Every name that is missing, unexpected or of another shape, in words; None if all fits."""
+    """Every name that is missing, unexpected or of another shape, in words, counted; None if all fits."""
     missing = [name for name in shapes if name not in tensors]
     unexpected = [name for name in tensors if name not in shapes]
     misshapen = [
@@ -38,7 +40,7 @@ def mismatch(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) ->
         if name in shapes and tensor.shape != shapes[name]
     ]
     found = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-    return "; ".join(f"{what}: {', '.join(names)}" for what, names in found if names) or None
+    return "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in found if names) or None
 
 
 def check_shapes(tensors: Mapping[str, Tensor], config: ConViTConfig, what: str) -> None:
@@ -67,13 +69,14 @@ def infer_config(tensors: Mapping[str, Tensor], what: str) -> ConViTConfig:
         )
     for missing, needed in (
         ("gates of GPSA layers (blocks.0.attn.gating_param)", bool(gates)),
+        ("self-attention layer after the GPSA layers", len(blocks) > len(gates)),
         ("final norm (norm.weight)", "norm.weight" in tensors),
         ("position embedding (pos_embed)", "pos_embed" in tensors),
         ("head of one Linear", not any(re.match(r"head\.\d", name) for name in tensors)),
     ):
         if not needed:
             raise UnknownArchitectureError(
-                f"{what} has no {missing}, so its architecture does not show: give it as config=."
+                f"{what} has no {missing}, so its architecture does not show: give it as {CONFIG_HINT}."
             )
     ff = tensors.get("blocks.0.mlp.fc1.weight")
     head = tensors.get("head.weight", tensors.get("head.bias"))
@@ -107,6 +110,6 @@ def native_side(pos_embed: Tensor, what: str) -> int:
     if side == 0 or side * side != pos_embed.shape[1]:
         raise UnknownArchitectureError(
             f"{what} has a position embedding of shape {tuple(pos_embed.shape)}, which is no square grid: give the "
-            "architecture as config=."
+            f"architecture as {CONFIG_HINT}."
         )
     return side

@@ -1,7 +1,7 @@
 """Weights on disk: the official repository's files, timm's, and our own, which vouch for themselves.
 
 Our own are safetensors with a config.json beside it: architecture, preprocessing, labels, licence, measured figures,
-and the SHA-256 of the weights and of itself. One config.json serves all weights files of its folder.
+and the SHA-256 of the weights and of itself. One config.json has an entry for each weights file of its folder.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from comvex.convit.config import PRESETS, ConViTConfig, as_pair
 from comvex.convit.model import ConViTBackbone, ConViTWithLinearClassifier
 from comvex.convit.published import find_weights, published_info
 from comvex.convit.shapes import UnknownArchitectureError, check_shapes, infer_config, mismatch
-from comvex.convit.weights_files import read_safetensors, read_tensor_file
+from comvex.convit.weights_files import read_tensor_file
 from comvex.errors import UserError
 from comvex.files import replace_file, write_text
 
@@ -37,6 +38,12 @@ MARK = "comvex"
 
 Layout = Literal["comvex", "timm", "official"]
 LAYOUTS: tuple[Layout, ...] = ("comvex", "timm", "official")
+PICKLES = (".pth", ".pt", ".bin")
+ENDINGS: dict[Layout, tuple[str, ...]] = {
+    "comvex": (".safetensors",),
+    "timm": (".safetensors", *PICKLES),
+    "official": PICKLES,
+}
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "crop_pct": 0.875}
 
 
@@ -74,7 +81,7 @@ class LoadReport:
     file: Path
     layout: Layout
     size: str
-    """The size of the paper that the file holds, or "another size"."""
+    """The size of the paper that the file holds, or "none of the paper's sizes"."""
     changes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -83,12 +90,12 @@ class LoadReport:
 
 
 def preset_name(config: ConViTConfig) -> str:
-    """Which of the paper's sizes a config is, whatever its pictures and classes; "another size" for none."""
+    """Which of the paper's sizes a config is, whatever its pictures and classes."""
     depth = config.num_local_layers, config.num_nonlocal_layers
     for name, size in PRESETS.items():
         if size == (config.dim, config.num_heads) and depth == (10, 2) and config.ff_dim == 4 * config.dim:
             return name
-    return "another size"
+    return "none of the paper's sizes"
 
 
 def default_preprocessing(config: ConViTConfig) -> dict[str, Any]:
@@ -107,28 +114,43 @@ def default_preprocessing(config: ConViTConfig) -> dict[str, Any]:
 # Reading
 
 
-def read_weights(source: str | Path, *, config: ConViTConfig | None = None, ema: bool = False) -> Weights:
+def read_weights(
+    source: str | Path,
+    *,
+    config: ConViTConfig | None = None,
+    ema: bool = False,
+    download: Mapping[str, Any] | None = None,
+) -> Weights:
     """The tensors of a weights file and what is known of them, after checking that they are a whole ConViT.
 
     ``source``: a file, a run folder, a folder in the Hub's layout, a published name or a Hub id (``find_weights``).
     ``config`` is needed where a foreign file's shapes do not tell the architecture. ``ema`` takes the averaged weights
-    of a training checkpoint.
+    of a training checkpoint. ``download`` goes to ``huggingface_hub.hf_hub_download``.
 
     Raises ``ValueError`` if there is no such file, or it is damaged, incomplete, or needs code to be run.
     """
-    file = find_weights(source)
+    file = find_weights(source, **(download or {}))
     content = read_config(file)
-    if content is not None and content.get("format") is not None and "files" in content:
-        return read_own(file, content)
+    if content is not None and is_ours(content):
+        if file.name in content["files"]:
+            if ema or config not in (None, read_info(file, content).architecture):
+                raise UserError(
+                    f"The weights {file} are comvex's own: they have no averaged weights beside them, and their "
+                    "architecture is in their config.json."
+                )
+            return read_own(file, content)
+        content = None  # it is about other files of the folder
     found = read_tensor_file(file, ema=ema)
     if MARK in found.metadata:
-        raise UserError(f"The weights {file} belong to a {CONFIG_NAME} beside them, which is missing.")
+        raise UserError(
+            f"The weights {file} belong to a {CONFIG_NAME} beside them, which is missing, damaged or about other files."
+        )
     what = f"The weights file {file}"
     if config is None:
         config = infer_config(found.tensors, what)
     check_shapes(found.tensors, config, what)
     layout: Layout = "official" if found.layout == "official" else "timm"
-    info = published_info(source, foreign_info(config, content))
+    info = published_info(source, foreign_info(config, content, file))
     return Weights(file, layout, found.tensors, info, found.notes)
 
 
@@ -142,15 +164,31 @@ def read_config(file: Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{config_file} is damaged: {error}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{config_file} is damaged: it holds a {type(content).__name__}, not an object.")
     return content
 
 
+def is_ours(content: dict[str, Any]) -> bool:
+    """Whether a config.json is one that comvex wrote, of whatever version."""
+    return "format" in content and isinstance(content.get("files"), dict)
+
+
 def read_own(file: Path, content: dict[str, Any]) -> Weights:
     """A weights file of ours, verified against its config.json."""
+    info = read_info(file, content)
+    entry = content["files"][file.name]
+    if file_sha256(file) != entry.get("sha256"):
+        raise UserError(f"The weights {file} are damaged: their SHA-256 is not the one in their {CONFIG_NAME}.")
+    found = read_tensor_file(file)
+    check_shapes(found.tensors, info.architecture, f"The weights file {file}")
+    return Weights(file, "comvex", found.tensors, info)
+
+
+def read_info(file: Path, content: dict[str, Any]) -> WeightsInfo:
+    """What our config.json says of a weights file, checked."""
     config_file = file.with_name(CONFIG_NAME)
     if content["format"] != FORMAT:
         raise UserError(
@@ -158,38 +196,56 @@ def read_own(file: Path, content: dict[str, Any]) -> Weights:
         )
     if content.get("checksum") != checksum(content):
         raise UserError(f"{config_file} is damaged or was edited: its checksum is not that of its content.")
-    entry = content["files"].get(file.name)
-    if entry is None:
-        raise UserError(f"{config_file} has no entry for {file.name}: it does not belong to these weights.")
-    if not file.is_file() or file_sha256(file) != entry["sha256"]:
-        raise UserError(f"The weights {file} are damaged: their SHA-256 is not the one in {config_file}.")
-    info = WeightsInfo(
-        architecture=ConViTConfig.from_dict(content["architecture"]),
-        preprocessing=content["preprocessing"],
-        labels=tuple(content["labels"]),
-        licence=content["licence"],
-        figures=entry["figures"],
-        multi_label=content.get("multi_label", False),
-    )
-    tensors, _ = read_safetensors(file)
-    check_shapes(tensors, info.architecture, f"The weights file {file}")
-    return Weights(file, "comvex", tensors, info)
+    try:
+        entry = content["files"][file.name]
+        info = WeightsInfo(
+            architecture=ConViTConfig.from_dict(entry["architecture"]),
+            preprocessing=check_preprocessing(entry["preprocessing"]),
+            labels=check_labels(entry["labels"], entry["architecture"]["num_classes"]),
+            licence=entry["licence"],
+            figures=dict(entry["figures"]),
+            multi_label=bool(entry.get("multi_label", False)),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{config_file} does not say what it must of {file.name}: {error}.") from error
+    return info
 
 
-def foreign_info(config: ConViTConfig, content: dict[str, Any] | None) -> WeightsInfo:
+def check_preprocessing(values: Any) -> dict[str, Any]:
+    """The preprocessing of a config.json, if it is one; raises ``ValueError`` otherwise."""
+    for name in ("mean", "std"):
+        numbers = values[name]
+        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+            raise UserError(f"{name} is {numbers!r}: it must have a number for each channel")
+    if not all(number > 0 for number in values["std"]):
+        raise UserError(f"std is {values['std']!r}: its numbers must be positive")
+    if not 0 < values["crop_pct"] <= 1:
+        raise UserError(f"crop_pct is {values['crop_pct']!r}: it must lie in (0, 1]")
+    return dict(values)
+
+
+def check_labels(labels: Any, num_classes: int) -> tuple[str, ...]:
+    """The labels of a config.json, none or one for each class; raises ``ValueError`` otherwise."""
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise UserError(f"labels is {labels!r}: it must be a list of names")
+    if len(labels) not in (0, num_classes):
+        raise UserError(f"there are {len(labels)} labels for {num_classes} classes")
+    return tuple(labels)
+
+
+def foreign_info(config: ConViTConfig, content: dict[str, Any] | None, file: Path) -> WeightsInfo:
     """What timm's config.json says of weights, if it is there; ImageNet's figures otherwise."""
-    preprocessing = default_preprocessing(config)
-    theirs = (content or {}).get("pretrained_cfg", {})
-    for name in ("mean", "std", "crop_pct"):
-        if isinstance(theirs, dict) and name in theirs:
-            preprocessing[name] = theirs[name]
-    labels = (content or {}).get("label_names", ())
-    return WeightsInfo(
-        architecture=config,
-        preprocessing=preprocessing,
-        labels=tuple(labels) if len(labels) == config.num_classes else (),
-        licence=theirs.get("license") if isinstance(theirs, dict) else None,
-    )
+    preprocessing, labels, licence = default_preprocessing(config), (), None
+    theirs = (content or {}).get("pretrained_cfg")
+    if content is not None and isinstance(theirs, dict):
+        try:
+            known = {name: theirs[name] for name in ("mean", "std", "crop_pct") if name in theirs}
+            preprocessing = check_preprocessing(preprocessing | known)
+            labels = check_labels(content.get("label_names", []), config.num_classes)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{file.with_name(CONFIG_NAME)} is damaged: {error}.") from error
+        licence = theirs.get("license")
+    return WeightsInfo(architecture=config, preprocessing=preprocessing, labels=labels, licence=licence)
 
 
 def load_weights(
@@ -227,6 +283,8 @@ def put_weights(model: ConViTBackbone, weights: Weights) -> LoadReport:
         for name, tensor in own.items():
             if adapted[name] is not tensor:
                 tensor.copy_(adapted[name])
+    if isinstance(model, ConViTWithLinearClassifier):
+        model.info = info_for(model.config, weights.info)
     report = LoadReport(weights.file, weights.layout, preset_name(source), (*weights.notes, *changes))
     for line in report.changes:
         LOGGER.info("%s", line)
@@ -234,7 +292,12 @@ def put_weights(model: ConViTBackbone, weights: Weights) -> LoadReport:
 
 
 def load_model(
-    source: str | Path, *, config: ConViTConfig | None = None, ema: bool = False, **overrides: Any
+    source: str | Path,
+    *,
+    config: ConViTConfig | None = None,
+    ema: bool = False,
+    download: Mapping[str, Any] | None = None,
+    **overrides: Any,
 ) -> ConViTWithLinearClassifier:
     """The model that ``source`` (see ``read_weights``) holds, in evaluation mode, on the CPU.
 
@@ -244,31 +307,42 @@ def load_model(
 
     Raises ``ValueError`` if there is no such file, or it is damaged, incomplete, or does not fit.
     """
-    weights = read_weights(source, config=config, ema=ema)
-    info = weights.info
-    if overrides:
-        architecture = ConViTConfig.from_dict(dataclasses.asdict(info.architecture) | overrides)
-        info = info_for(architecture, info)
-    model = ConViTWithLinearClassifier(info.architecture)
+    weights = read_weights(source, config=config, ema=ema, download=download)
+    architecture = ConViTConfig.from_dict(dataclasses.asdict(weights.info.architecture) | overrides)
+    model = ConViTWithLinearClassifier(architecture)
     put_weights(model, weights)
-    model.info = info
     return model.eval()
 
 
 def info_for(architecture: ConViTConfig, info: WeightsInfo) -> WeightsInfo:
-    """What is known of weights after they were adapted to another architecture."""
-    preprocessing = dict(info.preprocessing, image_size=list(as_pair(architecture.image_size)))
-    if architecture.image_channel != info.architecture.image_channel:
+    """What is known of weights after they were adapted to another architecture; figures were those of the old one."""
+    old = info.architecture
+    if architecture == old:
+        return info
+    preprocessing = dict(info.preprocessing)
+    if architecture.image_size != old.image_size:
+        preprocessing["image_size"] = list(as_pair(architecture.image_size))
+    if architecture.image_channel != old.image_channel:
         mean = {name: sum(preprocessing[name]) / len(preprocessing[name]) for name in ("mean", "std")}
         preprocessing |= {name: [value] * architecture.image_channel for name, value in mean.items()}
         preprocessing["channels"] = architecture.image_channel
-    same_classes = architecture.num_classes == info.architecture.num_classes
+    same_tensors = all(
+        getattr(architecture, name) == getattr(old, name)
+        for name in (
+            "image_size",
+            "image_channel",
+            "patch_size",
+            "num_classes",
+            "num_local_layers",
+            "num_nonlocal_layers",
+        )
+    )
     return dataclasses.replace(
         info,
         architecture=architecture,
         preprocessing=preprocessing,
-        labels=info.labels if same_classes else (),
-        figures={},
+        labels=info.labels if architecture.num_classes == old.num_classes else (),
+        figures=info.figures if same_tensors else {},
     )
 
 
@@ -286,81 +360,106 @@ def checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU with storage of their own and no more than they need."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, *, metadata: dict[str, str] | None = None) -> str:
     """Write a safetensors file, complete or not at all; returns its SHA-256."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replace_file(file) as temporary:
         # One entry at most: safetensors writes several in an order of chance, and equal weights shall be equal files.
-        save_file(plain, temporary, metadata=metadata or {"format": "pt"})
+        save_file(plain_tensors(tensors), temporary, metadata=metadata or {"format": "pt"})
         return file_sha256(temporary)
 
 
 def save_weights(
-    model: ConViTBackbone | nn.Module, file: str | Path, *, info: WeightsInfo | None = None, layout: Layout = "comvex"
+    model: nn.Module, file: str | Path, *, info: WeightsInfo | None = None, layout: Layout = "comvex"
 ) -> None:
     """Write a model's weights.
 
     ``layout`` "comvex": safetensors, with an entry in the config.json beside it; "timm": the bare state dict, as
-    safetensors or, if the file ends in .pth or .bin, as a PyTorch file; "official": {"model": state dict}, a PyTorch
-    file. ``info`` says what is known of the weights, by default ``model.info``, else the model's architecture and
-    ImageNet's preprocessing.
+    safetensors or, if the file ends in .pth, .pt or .bin, as a PyTorch file; "official": {"model": state dict}, a
+    PyTorch file. ``info`` says what is known of the weights, by default ``model.info``, else ImageNet's preprocessing;
+    the architecture is the model's own. A model wrapped for compilation or data parallelism is unwrapped.
 
-    Raises ``ValueError`` for a layout that cannot say what this architecture is.
+    Raises ``ValueError`` for what is no ConViT or was pruned to what no config describes, a layout that has no place
+    for the architecture, or a config.json beside the file that is damaged or not comvex's.
     """
+    inner: Any = model
+    while not isinstance(inner, ConViTBackbone):
+        inner = getattr(inner, "_orig_mod", getattr(inner, "module", None))
+        if inner is None:
+            raise UserError(f"A {type(model).__name__} is no ConViT: its weights cannot be saved as one.")
+    config = inner.config
     if info is None:
-        info = getattr(model, "info", None)
-    if info is None:
-        config = model.config
-        assert isinstance(config, ConViTConfig)
-        info = WeightsInfo(config, default_preprocessing(config))
-    write_weights(model.state_dict(), Path(file), info=info, layout=layout)
+        known: WeightsInfo | None = getattr(inner, "info", None)
+        info = known or WeightsInfo(config, default_preprocessing(config))
+    write_weights(inner.state_dict(), Path(file), info=info_for(config, info), layout=layout)
 
 
 def write_weights(tensors: Mapping[str, Tensor], file: Path, *, info: WeightsInfo, layout: Layout) -> None:
     """Write tensors in a layout; see ``save_weights``."""
     if layout not in LAYOUTS:
         raise UserError(f"The layout is {layout!r}: it must be one of {', '.join(LAYOUTS)}.")
-    is_pickle = file.suffix in (".pth", ".bin", ".pt")
+    check_shapes(tensors, info.architecture, "What is to be saved")
+    ending = file.suffix.lower()
+    if ending not in ENDINGS[layout]:
+        raise UserError(
+            f"The file is {file.name}: in the {layout} layout it must end in {' or '.join(ENDINGS[layout])}."
+        )
     if layout == "comvex":
-        if is_pickle:
-            raise UserError(f"The file is {file.name}: weights in comvex's layout end in .safetensors.")
+        others = other_entries(file)
         sha256 = save_tensors(tensors, file, metadata={MARK: str(FORMAT)})
-        enter(file, sha256, info)
+        enter(file, sha256, info, others)
         return
     check_published_layout(info.architecture, layout)
-    if layout == "timm" and not is_pickle:
+    if ending == ".safetensors":
         save_tensors(tensors, file)
         return
-    if not is_pickle:
-        raise UserError(f"The file is {file.name}: the official layout is a PyTorch file, which ends in .pth.")
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replace_file(file) as temporary:
+        plain = plain_tensors(tensors)
         torch.save({"model": plain} if layout == "official" else plain, temporary)
 
 
-def enter(file: Path, sha256: str, info: WeightsInfo) -> None:
-    """Enter a weights file in the config.json beside it, which keeps its entries for other files that are there."""
-    config_file = file.with_name(CONFIG_NAME)
-    before = read_config(file) or {}
-    files = {name: entry for name, entry in before.get("files", {}).items() if file.with_name(name).exists()}
-    files[file.name] = {"sha256": sha256, "figures": info.figures}
-    content = {
-        "format": FORMAT,
+def other_entries(file: Path) -> dict[str, Any]:
+    """What the config.json beside a weights file says of the other weights files that are still there.
+
+    Raises ``ValueError`` if that file is damaged or not comvex's.
+    """
+    content = read_config(file)
+    if content is None:
+        return {}
+    if not is_ours(content) or content["format"] != FORMAT:
+        raise UserError(
+            f"{file.with_name(CONFIG_NAME)} is not one that this version of comvex writes: choose another folder."
+        )
+    others = content["files"].items()
+    return {name: entry for name, entry in others if name != file.name and file.with_name(name).exists()}
+
+
+def enter(file: Path, sha256: str, info: WeightsInfo, others: Mapping[str, Any]) -> None:
+    """Write the config.json beside a weights file: an entry for it, and those of ``others``."""
+    entry = {
+        "sha256": sha256,
         "architecture": json.loads(info.architecture.to_json()),
         "preprocessing": info.preprocessing,
         "labels": list(info.labels),
-        "multi_label": info.multi_label,
         "licence": info.licence,
-        "files": dict(sorted(files.items())),
+        "figures": info.figures,
+        "multi_label": info.multi_label,
     }
+    content = {"format": FORMAT, "files": dict(sorted({**others, file.name: entry}.items()))}
     content = json.loads(json.dumps(content))  # as it will be read, so that the checksum is of that
-    write_text(config_file, json.dumps({**content, "checksum": checksum(content)}, indent=2) + "\n")
+    text = json.dumps({**content, "checksum": checksum(content)}, indent=2) + "\n"
+    write_text(file.with_name(CONFIG_NAME), text)
 
 
 def add_figures(file: Path, figures: Mapping[str, Any]) -> None:
     """Enter more measured figures for a weights file of ours in the config.json beside it."""
     info = read_weights(file).info
-    enter(file, file_sha256(file), dataclasses.replace(info, figures=info.figures | dict(figures)))
+    info = dataclasses.replace(info, figures=info.figures | dict(figures))
+    enter(file, file_sha256(file), info, other_entries(file))
 
 
 def check_published_layout(config: ConViTConfig, layout: str) -> None:
@@ -371,6 +470,8 @@ def check_published_layout(config: ConViTConfig, layout: str) -> None:
         ("use_gpsa", config.use_gpsa, config.use_gpsa),
         ("pred_act_fnc_name", config.pred_act_fnc_name, config.pred_act_fnc_name is None),
         ("norm_eps", config.norm_eps, config.norm_eps == 1e-6),
+        ("position_embedding", config.position_embedding, config.position_embedding),
+        ("num_local_layers", config.num_local_layers, config.num_local_layers > 0),
         ("num_nonlocal_layers", config.num_nonlocal_layers, config.num_nonlocal_layers > 0),
         ("global_pool", config.global_pool, config.global_pool == "token"),
         ("image_size", config.image_size, square),
@@ -378,7 +479,7 @@ def check_published_layout(config: ConViTConfig, layout: str) -> None:
         if not fits:
             raise UserError(
                 f"{field_name} is {value!r}, which the {layout} layout has no place for: it holds pre-norm ConViTs "
-                "with a square grid, a class token and one Linear as head."
+                "with GPSA and self-attention layers, a position embedding on a square grid, and one Linear as head."
             )
 
 
@@ -396,21 +497,21 @@ def convert(
     ``out`` is a file, or for comvex's layout a folder, which gets model.safetensors and config.json. Raises
     ``ValueError`` if ``out`` is there already (unless ``overwrite``), or the layout has no place for the architecture.
     """
-    if layout == "comvex" and not out.suffix:
+    if layout == "comvex" and (out.suffix != ".safetensors" or out.is_dir()):
         out = out / "model.safetensors"
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: in the {layout} layout OUT must be a file.")
     if out.exists() and not overwrite:
         raise UserError(f"The file {out} is there already: choose another, or --overwrite to replace it.")
     weights = read_weights(source, config=config, ema=ema)
-    config_file = out.with_name(CONFIG_NAME)
-    if layout == "comvex" and config_file.exists() and not overwrite:
-        raise UserError(f"{config_file} is there already: choose another folder, or --overwrite to replace it.")
-    write_weights(weights.tensors, out, info=weights.info, layout=layout)
+    if layout != "comvex" and weights.info.multi_label:
+        note = f"the {layout} layout does not say that the model is multi-label: read back, it is a single-label one"
+        weights = dataclasses.replace(weights, notes=(*weights.notes, note))
+    try:
+        write_weights(weights.tensors, out, info=weights.info, layout=layout)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror or error}.") from error
     return out, weights
-
-
-def read_info(source: str | Path) -> WeightsInfo:
-    """What is known of the weights of ``source``, after checking them as ``read_weights`` does."""
-    return read_weights(source).info
 
 
 __all__: Sequence[str] = (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ def read_tensor_file(file: Path, *, ema: bool = False) -> TensorFile:
     if len(start) == 9 and start[8:] == b"{":  # eight bytes of length, then JSON
         tensors, metadata = read_safetensors(file)
         content = TensorFile(tensors, layout="timm", metadata=metadata)
+        if ema:
+            raise UserError(f"The file {file} has no averaged weights: a safetensors file holds one model's.")
     elif start.startswith((b"PK", b"\x80")):
         content = unwrap(read_pickle(file), file, ema=ema)
     else:
@@ -76,15 +79,21 @@ def read_pickle(file: Path) -> Any:
     """
     try:
         # By its stream, since by its name torch.load would take some files for something else.
-        with torch.serialization.safe_globals([argparse.Namespace]), file.open("rb") as stream:
+        # What it would warn of, it then refuses.
+        with (
+            torch.serialization.safe_globals([argparse.Namespace]),
+            file.open("rb") as stream,
+            warnings.catch_warnings(action="ignore"),
+        ):
             return torch.load(stream, map_location="cpu", weights_only=True)
     # A damaged pickle can fail in any way; whatever it was, nothing of it has been used.
     except Exception as error:
-        code = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)\S*)\s+([\w.]+)", str(error))
-        if code and "eights only" in str(error):
+        if "eights only" in str(error):
+            code = re.search(r"GLOBAL\s+([\w.]+)", str(error))
             raise UserError(
-                f"The file {file} is refused: to open it would run code that it names ({code[1]}); weights are data "
-                "alone. Save the state dict by itself, best as safetensors."
+                f"The file {file} is refused: to open it would run code that it names"
+                f"{f' ({code[1]})' if code else ''}; weights are data alone. Save the state dict by itself, best as "
+                "safetensors."
             ) from error
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"The file {file} is damaged or no PyTorch file: {reason[0].rstrip('.')}.") from error
@@ -121,12 +130,15 @@ def check_tensors(tensors: dict[str, Any], file: Path) -> None:
     if not tensors:
         raise UserError(f"The file {file} holds no tensors.")
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
+        if not isinstance(name, str) or not name.isprintable() or not isinstance(tensor, Tensor):
             raise UserError(f"The file {file} is no file of weights: its entry {name!r} is a {type(tensor).__name__}.")
-        if tensor.dtype not in FLOATS or tensor.layout != torch.strided or tensor.is_quantized:
+        dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+        if tensor.dtype not in FLOATS or not dense:
             raise UserError(
                 f"The file {file} has {name} as {str(tensor.dtype).removeprefix('torch.')}: weights must be dense "
                 "tensors of float16, bfloat16, float32 or float64."
             )
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise UserError(f"The file {file} has {name} of shape {tuple(tensor.shape)}, more than it has numbers for.")
         if not tensor.isfinite().all():
             raise UserError(f"The file {file} has numbers in {name} that are not finite: it is damaged.")

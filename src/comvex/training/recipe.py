@@ -27,8 +27,8 @@ class Architecture:
     dim: int | None = None
     """Token width. Default: 96, digits 72."""
     heads: int | None = None
-    """Attention heads; a square number gives every head a place in the convolution kernel. Default: 4, digits 9, if that divides
-    the width."""
+    """Attention heads; a square number gives every head a place in the convolution kernel. Default: 4, digits 9, where
+    that divides the width."""
     num_local_layers: int | None = None
     """GPSA layers. Default: 5."""
     num_nonlocal_layers: int | None = None
