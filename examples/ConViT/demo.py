@@ -19,7 +19,8 @@ from sklearn.datasets import load_sample_image
 import comvex
 from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
 from comvex.convit.analysis import class_token_attention
-from comvex.data.sources import IMAGENET_MEAN, IMAGENET_STD, PictureSet, open_data
+from comvex.data.picture_set import IMAGENET_MEAN, IMAGENET_STD, PictureSet
+from comvex.data.sources import open_data
 from comvex.data.transforms import Preprocessing
 from comvex.explain.gallery import Exhibit, draw_gallery
 from comvex.inference.predictor import Predictor
