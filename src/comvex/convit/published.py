@@ -80,6 +80,8 @@ def find_weights(source: str | Path, **download: Any) -> Path:
     owner = hub_id.partition("/")[0]
     if name != hub_id or (re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not Path(owner).exists()):
         return download_from_hub(name, hub_id, **download)
+    if len(path.parts) > 1:
+        raise UserError(f"There is no run folder or weights file {name}: give the --out folder of a comvex train.")
     known = dict(zip((*NAMES, *ALIASES), 2 * NAMES, strict=True))
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     hint = f"did you mean {known[near[0]]!r}? " if near else ""
