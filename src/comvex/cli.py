@@ -24,7 +24,7 @@ from comvex.training.recipe import Options, Recipe
 class Train:
     """Train a ConViT and report its accuracy on pictures that it has not seen.
 
-    Without any argument: a small ConViT on scikit-learn's handwritten digits, in about a minute on two cores.
+    Without any argument: a small ConViT on scikit-learn's handwritten digits, in a minute or two on two cores.
 
       comvex train --data FOLDER            your own pictures, one folder per class
       comvex train --data FILE.csv          your own pictures, with their paths and labels in a table
