@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "inference": {"convit", "data"},
     "training": {"convit", "data", "inference"},
     "explain": {"convit", "data", "inference", "training"},
+    "commands": {"convit", "data", "inference", "training", "explain"},
 }
 SHARED = {"errors", "files", "randomness", "device", "plotting", "run_folder"}
 

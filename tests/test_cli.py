@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comvex.cli import COMMANDS, default_out, main
+from comvex.cli import COMMANDS, main
+from comvex.commands.train import default_out
 from comvex.data.sources import open_data
 from comvex.training.recipe import Recipe
 from made_pictures import shape_pictures
