@@ -14,19 +14,20 @@ from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
 State = dict[str, Tensor]
 
 
+SMALL = {
+    "image_size": 32,
+    "patch_size": 8,
+    "dim": 16,
+    "heads": 4,
+    "num_local_layers": 2,
+    "num_nonlocal_layers": 1,
+    "ff_dim": 24,
+}
+
+
 def small_config(**arguments: Any) -> ConViTConfig:
     """An architecture as published, in small: nothing of it is a preset's."""
-    small = {
-        "image_size": 32,
-        "patch_size": 8,
-        "dim": 16,
-        "heads": 4,
-        "num_local_layers": 2,
-        "num_nonlocal_layers": 1,
-        "num_classes": 5,
-        "ff_dim": 24,
-    }
-    return ConViTConfig.ConViT_Ti(**small | arguments)
+    return ConViTConfig.ConViT_Ti(**SMALL | {"num_classes": 5} | arguments)
 
 
 def random_model(config: ConViTConfig | None = None, *, seed: int = 1) -> ConViTWithLinearClassifier:

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "explain": {"convit", "data", "inference", "training"},
     "commands": {"convit", "data", "inference", "training", "explain"},
 }
-SHARED = {"errors", "files", "randomness", "device", "plotting", "run_folder"}
+SHARED = {"errors", "files", "randomness", "device", "plotting", "preprocessing", "run_folder"}
 
 
 def imported_parts(file: Path) -> set[str]:

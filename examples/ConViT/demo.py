@@ -19,11 +19,12 @@ from sklearn.datasets import load_sample_image
 import comvex
 from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
 from comvex.convit.analysis import class_token_attention
-from comvex.data.picture_set import IMAGENET_MEAN, IMAGENET_STD, PictureSet
+from comvex.data.picture_set import PictureSet
 from comvex.data.sources import open_data
 from comvex.data.transforms import Preprocessing
 from comvex.explain.gallery import Exhibit, draw_gallery
 from comvex.inference.predictor import Predictor
+from comvex.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from comvex.training.recipe import Recipe
 from comvex.training.trainer import train
 

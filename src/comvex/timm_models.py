@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import (
     build_model_with_cfg,  # pyright: ignore[reportPrivateImportUsage]
     generate_default_cfgs,  # pyright: ignore[reportPrivateImportUsage]
@@ -39,6 +38,7 @@ from comvex.convit.published import PUBLISHED
 from comvex.convit.shapes import mismatch, native_side
 from comvex.convit.weights import read_weights
 from comvex.errors import UserError
+from comvex.preprocessing import IMAGENET_CROP_PCT, IMAGENET_MEAN, IMAGENET_STD
 
 LOGGER = logging.getLogger(__name__)
 
@@ -74,10 +74,10 @@ def settings(hub_id: str = "") -> dict[str, Any]:
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "fixed_input_size": False,
-        "crop_pct": 0.875,
+        "crop_pct": IMAGENET_CROP_PCT,
         "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
         "first_conv": "patch_embed.proj",
         "classifier": "head",
         "license": "apache-2.0",

@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from checkpoints import State, random_model, random_state, write
 from comvex.cli import main
 from comvex.convit import ConViTWithLinearClassifier
-from comvex.convit.weights import checksum, load_model, load_weights, save_weights
+from comvex.convit.weights import load_model, load_weights, save_weights
+from comvex.convit.weights.config_file import checksum
 
 STATE = random_state()
 FOREIGN = ("official.pth", "timm.safetensors")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from checkpoints import SMALL
 from comvex.convit import (
     ConViTBackbone,
     ConViTConfig,
@@ -20,15 +21,6 @@ from comvex.convit import (
     SelfAttention,
 )
 
-SMALL = {
-    "image_size": 32,
-    "patch_size": 8,
-    "dim": 16,
-    "heads": 4,
-    "num_local_layers": 2,
-    "num_nonlocal_layers": 1,
-    "ff_dim": 24,
-}
 DROPOUTS = {"ff_dropout": 0.3, "attention_dropout": 0.3, "token_dropout": 0.3, "drop_path": 0.3}
 FLOAT64 = {"rtol": 0, "atol": 1e-11}  # three layers of sums of at most 64 numbers near one
 

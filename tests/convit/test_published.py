@@ -46,7 +46,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.mark.parametrize("name", ["convit_tiny.fb_in1k", "convit_tiny", "timm/convit_tiny.fb_in1k"])
+@pytest.mark.parametrize(
+    "name", ["convit_tiny.fb_in1k", "convit_tiny", "timm/convit_tiny.fb_in1k", "hf-hub:timm/convit_tiny.fb_in1k"]
+)
 def test_published_name_is_found_in_the_hubs_cache(name, tiny, offline):
     put_in_cache(offline, "timm/convit_tiny.fb_in1k", {"model.safetensors": tiny})
     predictor = comvex.load(name, device="cpu")
@@ -57,9 +59,8 @@ def test_published_name_is_found_in_the_hubs_cache(name, tiny, offline):
     assert (predictor.preprocessing.image_size, predictor.preprocessing.crop_pct) == ((224, 224), 0.875)
     info = predictor.model.info
     assert info is not None
-    if not name.startswith("timm/"):
-        assert info.figures == {"data": "ImageNet-1k", "top1": 73.1, "source": "paper, Table 1"}
-        assert info.licence == "apache-2.0"
+    assert info.figures == {"data": "ImageNet-1k", "top1": 73.1, "source": "paper, Table 1"}
+    assert info.licence == "apache-2.0"
 
 
 def test_the_authors_file_is_found_where_pytorch_keeps_it(tiny, tmp_path):
@@ -108,16 +109,16 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path, monkeypatch):
 
 
 def test_a_folder_is_a_run_a_repository_or_has_one_weights_file(small_run, tmp_path):
-    assert find_weights(small_run) == small_run / "weights" / "best.safetensors"
+    assert find_weights(small_run).file == small_run / "weights" / "best.safetensors"
     with pytest.raises(ValueError, match=r"is no run folder \(it has no recipe\.json\) and has no weights file"):
         find_weights(tmp_path)
     file = write("official.pth", random_state(), tmp_path)
-    assert find_weights(tmp_path) == file
+    assert find_weights(tmp_path).file == file
     write("timm.pth", random_state(), tmp_path)
     with pytest.raises(ValueError, match=r"several weights files \(official\.pth, timm\.pth\): name one"):
         find_weights(tmp_path)
     save_weights(random_model(), tmp_path / "model.safetensors")
-    assert find_weights(tmp_path) == tmp_path / "model.safetensors"
+    assert find_weights(tmp_path).file == tmp_path / "model.safetensors"
 
 
 # The Hub's own verbs

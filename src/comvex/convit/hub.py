@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelHubMixin
 
+from comvex.convit.published import WEIGHTS_NAME
+
 if TYPE_CHECKING:
     from comvex.convit.model import ConViTWithLinearClassifier
-
-WEIGHTS_NAME = "model.safetensors"
-"""What the Hub calls the weights file of a repository."""
 
 
 class HubModel(ModelHubMixin, library_name="comvex", pipeline_tag="image-classification", tags=["convit"]):

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from comvex import run_folder
 from comvex.errors import UserError
 
-if TYPE_CHECKING:
-    from comvex.convit.weights import WeightsInfo
-
 HUB_PREFIX = "hf-hub:"
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS_NAME = "model.safetensors"
+"""What the Hub calls the weights file of a repository."""
+HUB_FILES = (WEIGHTS_NAME, "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,12 @@ class Published:
     """The authors' own file."""
     top1: float
     """Accuracy on ImageNet's validation pictures in percent (paper, Table 1)."""
+    licence: str = "apache-2.0"
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What was measured of the weights, as ``WeightsInfo`` keeps it."""
+        return {"data": "ImageNet-1k", "top1": self.top1, "source": "paper, Table 1"}
 
 
 PUBLISHED = {
@@ -39,7 +43,8 @@ PUBLISHED = {
     )
     for size, top1 in (("tiny", 73.1), ("small", 81.3), ("base", 82.4))
 }
-TAGS = ("fb_in1k", "official")
+OFFICIAL = "official"
+TAGS = ("fb_in1k", OFFICIAL)
 """convit_tiny.fb_in1k is timm's copy, convit_tiny.official the authors' file; the same numbers."""
 UNPUBLISHED = tuple(f"{name}_plus" for name in PUBLISHED)
 NAMES = tuple(f"{name}.fb_in1k" for name in PUBLISHED)
@@ -55,7 +60,14 @@ def split_name(name: str) -> tuple[str, str] | None:
     return None
 
 
-def find_weights(source: str | Path, **download: Any) -> Path:
+class Found(NamedTuple):
+    """A weights file, and what was published of it if its name was one of the published ones."""
+
+    file: Path
+    published: Published | None = None
+
+
+def find_weights(source: str | Path, **download: Any) -> Found:
     """The weights file that ``source`` stands for: a file; a run folder (its best weights); a folder with
     model.safetensors or one other weights file; a published name; ``owner/name`` on the Hugging Face Hub.
 
@@ -64,30 +76,36 @@ def find_weights(source: str | Path, **download: Any) -> Path:
     """
     path = Path(source)
     if path.is_file():
-        return path
+        return Found(path)
     if path.is_dir():
-        return find_in_folder(path)
+        return Found(find_in_folder(path))
     name = str(source)
     model = name.partition(".")[0]
     if model in UNPUBLISHED:
         raise UserError(f"There are no published weights for {model}: the authors published {', '.join(PUBLISHED)}.")
-    published = split_name(name) if "/" not in name else None
-    if published is not None and published[1] == "official":
-        return download_official(published[0])
-    if published is not None:
-        return download_from_hub(name, PUBLISHED[published[0]].hub_id, **download)
+    found = split_name(name)
+    if found is not None:
+        model, tag = found
+        published = PUBLISHED[model]
+        file = download_official(model) if tag == OFFICIAL else download_from_hub(name, published.hub_id, **download)
+        return Found(file, published)
     hub_id = name.removeprefix(HUB_PREFIX)
     owner = hub_id.partition("/")[0]
     if name != hub_id or (re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not Path(owner).exists()):
-        return download_from_hub(name, hub_id, **download)
+        return Found(download_from_hub(name, hub_id, **download))
     if len(path.parts) > 1:
         raise UserError(f"There is no run folder or weights file {name}: give the --out folder of a comvex train.")
+    raise UserError(
+        f"There is no run folder, weights file or published model {name!r}: {hint(name)}Published are "
+        f"{', '.join(NAMES)}."
+    )
+
+
+def hint(name: str) -> str:
+    """The published name that is nearest to a mistyped one, as a question; empty if none is near."""
     known = dict(zip((*NAMES, *ALIASES), 2 * NAMES, strict=True))
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
-    hint = f"did you mean {known[near[0]]!r}? " if near else ""
-    raise UserError(
-        f"There is no run folder, weights file or published model {name!r}: {hint}Published are {', '.join(NAMES)}."
-    )
+    return f"did you mean {known[near[0]]!r}? " if near else ""
 
 
 def find_in_folder(folder: Path) -> Path:
@@ -117,12 +135,12 @@ def download_from_hub(name: str, hub_id: str, **download: Any) -> Path:
         if not download.get("local_files_only"):  # asked once, where a download would try again for half a minute
             HfApi(token=download.get("token")).repo_info(hub_id, revision=download.get("revision"), timeout=10)
         hf_hub_download(hub_id, "config.json", **download)
-        return Path(hf_hub_download(hub_id, HUB_FILES[0], **download))
+        return Path(hf_hub_download(hub_id, WEIGHTS_NAME, **download))
     # The client lets through whatever its network library raises; each means that the file is not to be had.
     except Exception as error:
         raise UserError(
             f"{name} is neither a file or folder here nor in the local cache, and could not be fetched from the "
-            f"Hugging Face Hub ({type(error).__name__}): fetch {HUB_FILES[0]} and config.json from "
+            f"Hugging Face Hub ({type(error).__name__}): fetch {WEIGHTS_NAME} and config.json from "
             f"https://huggingface.co/{hub_id} into a folder and give that folder instead of the name."
         ) from error
 
@@ -143,12 +161,3 @@ def download_official(model: str) -> Path:
                 f"{address} and put it at {file}."
             ) from error
     return file
-
-
-def published_info(source: str | Path, info: WeightsInfo) -> WeightsInfo:
-    """What is known of published weights beside what their files say."""
-    published = split_name(str(source))
-    if published is None or Path(source).exists():
-        return info
-    figures = {"data": "ImageNet-1k", "top1": PUBLISHED[published[0]].top1, "source": "paper, Table 1"}
-    return dataclasses.replace(info, licence=info.licence or "apache-2.0", figures=figures)

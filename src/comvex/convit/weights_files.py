@@ -1,28 +1,35 @@
-"""From the bytes of a weights file to named tensors: safetensors, or a pickle that is opened as data and never run.
+"""From the bytes of a weights file to named tensors, and back: safetensors, or a pickle that is opened as data.
 
-What a file is, is seen from its first bytes and from its keys, not from its name.
+Nothing that a pickle names is ever run. What a file is, is seen from its first bytes and from its keys, not from its
+name.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from comvex.errors import UserError
+from comvex.files import replace_file
 
 WRAPPERS = ("model", "state_dict")
 """Names under which training checkpoints keep the state dict: the official repository's, and timm's."""
 EMA_WRAPPERS = ("model_ema", "state_dict_ema")
 PREFIXES = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
+MARK = "comvex"
+"""In the metadata of a safetensors file: ours, so that it must have its config.json."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -142,3 +149,24 @@ def check_tensors(tensors: dict[str, Any], file: Path) -> None:
             raise UserError(f"The file {file} has {name} of shape {tuple(tensor.shape)}, more than it has numbers for.")
         if not tensor.isfinite().all():
             raise UserError(f"The file {file} has numbers in {name} that are not finite: it is damaged.")
+
+
+# Writing
+
+
+def file_sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU with storage of their own and no more than they need."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, *, metadata: dict[str, str] | None = None) -> str:
+    """Write a safetensors file, complete or not at all; returns its SHA-256."""
+    with replace_file(file) as temporary:
+        # One entry at most: safetensors writes several in an order of chance, and equal weights shall be equal files.
+        save_file(plain_tensors(tensors), temporary, metadata=metadata or {"format": "pt"})
+        return file_sha256(temporary)

@@ -14,8 +14,7 @@ from PIL import Image
 from comvex.data.reading import read_picture, to_channels
 from comvex.data.splits import grouped_share, rarest_label, stratified_share
 from comvex.errors import UserError
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from comvex.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclass(frozen=True)

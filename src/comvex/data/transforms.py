@@ -16,6 +16,7 @@ from torchvision import transforms as T
 from comvex.data.augmentation import Augmentation
 from comvex.data.reading import CHANNEL_MODES
 from comvex.errors import UserError
+from comvex.preprocessing import check_preprocessing
 
 SMALLEST_ERASED = 16
 """Pixels a side from which random erasing is on by default: in smaller pictures it hides what tells the class."""
@@ -41,8 +42,7 @@ class Preprocessing:
             raise UserError(f"channels is {self.channels}: pictures are read with 1 (grey) or 3 (RGB) channels.")
         if not len(self.mean) == len(self.std) == self.channels:
             raise UserError(f"mean {self.mean} and std {self.std} must have {self.channels} numbers, one a channel.")
-        if not 0 < self.crop_pct <= 1:
-            raise UserError(f"crop_pct is {self.crop_pct}: it must lie in (0, 1].")
+        check_preprocessing(self.mean, self.std, self.crop_pct)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
