@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -269,18 +270,78 @@ def test_all_at_once_each_in_a_line_of_its_own(tmp_path, caplog):
 # Refusing
 
 
-def test_a_mismatch_names_every_tensor_and_leaves_the_model_as_it_was(tmp_path, unchanged):
+def refusal(state: dict[str, torch.Tensor], folder: Path) -> str:
+    """What is said of a file, by itself and when it shall go into a model."""
+    file = write("timm.pth", state, folder)
+    with pytest.raises(ValueError, match=r".") as alone:
+        load_model(file)
+    with pytest.raises(ValueError, match=r".") as into_model:
+        load_weights(random_model(seed=2), file)
+    assert str(alone.value) == str(into_model.value) or "give it as config=" in str(alone.value)
+    return str(into_model.value)
+
+
+def counted(told: str) -> dict[str, int]:
+    """How many tensors a refusal says are missing, unexpected and of another shape."""
+    return {what: int(number) for number, what in re.findall(r"(\d+) (missing|unexpected|of another shape):", told)}
+
+
+NAMES = list(random_state())
+TELLING = ("patch_embed.proj.weight",)
+"""Without its shape nothing can be compared; it is named as what is wrong."""
+OF_THE_HEAD = ("head.weight", "head.bias")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in TELLING])
+def test_one_tensor_that_is_missing_renamed_or_misshapen_is_named_and_no_other(name, tmp_path):
+    state = random_state()
+    tensor = state.pop(name)
+    assert counted(told := refusal(state, tmp_path)) == {"missing": 1}
+    assert f"1 missing: {name}" in told
+
+    told = refusal({**state, f"{name}_": tensor}, tmp_path)
+    assert f"1 missing: {name}; 1 unexpected: {name}_" in told
+
+    wrong = tensor.new_zeros([*tensor.shape[:-1], tensor.shape[-1] + 1])
+    told = refusal({**state, name: wrong}, tmp_path)
+    assert counted(told) == {"of another shape": 1}
+    assert any(f"shape: {other} (" in told for other in (OF_THE_HEAD if name in OF_THE_HEAD else (name,)))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    ["mask_token", "blocks.0.attn.qkv.weight", "blocks.2.attn.gating_param", "blocks.999999999.x", "head_.bias"],
+)
+def test_one_tensor_too_many_is_named_and_no_other(extra, tmp_path):
+    told = refusal({**random_state(), extra: torch.zeros(4)}, tmp_path)
+    assert told.endswith(f"is no complete ConViT: 1 unexpected: {extra}.")
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_a_whole_layer_that_is_missing_is_named_tensor_by_tensor(layer, tmp_path):
+    config = small_config(num_nonlocal_layers=2)
+    state = random_state(config)
+    missing = [name for name in state if name.startswith(f"blocks.{layer}.")]
+    file = write("timm.pth", {name: tensor for name, tensor in state.items() if name not in missing}, tmp_path)
+    with pytest.raises(ValueError, match="no complete ConViT") as caught:
+        load_model(file)
+    for name in missing:
+        # Which attention it had shows in a layer before it only if that is not the last one with GPSA.
+        assert name in str(caught.value) or (layer == 1 and ".attn." in name)
+
+
+def test_several_faults_are_all_named_and_the_model_stays_as_it_was(tmp_path, unchanged):
     state = random_state()
     del state["blocks.1.attn.gating_param"], state["blocks.0.norm1.bias"]
     state["blocks.1.attn.qkv.weight"] = torch.zeros(48, 16)
     state["blocks.2.mlp.fc2.bias"] = torch.zeros(17)
-    file = write("timm.pth", state, tmp_path)
     model = random_model(seed=2)
     with unchanged(model), pytest.raises(ValueError, match="no complete ConViT") as caught:
-        load_weights(model, file)
-    for name in ("blocks.0.norm1.bias", "blocks.1.attn.qk.weight", "blocks.2.mlp.fc2.bias (17,) instead of (16,)"):
-        if name != "blocks.1.attn.qk.weight":
-            assert name in str(caught.value)
+        load_weights(model, write("timm.pth", state, tmp_path))
+    assert str(caught.value).endswith(
+        "no complete ConViT: 2 missing: blocks.0.norm1.bias, blocks.1.attn.gating_param; "
+        "1 unexpected: blocks.1.attn.qkv.weight; 1 of another shape: blocks.2.mlp.fc2.bias (17,) instead of (16,)."
+    )
 
 
 def test_weights_of_another_size_are_refused_by_name(tmp_path, unchanged):

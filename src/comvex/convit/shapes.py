@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -54,22 +55,18 @@ def infer_config(tensors: Mapping[str, Tensor], what: str) -> ConViTConfig:
     """The config of a checkpoint in the published layout, from its names and shapes.
 
     A square grid, pre-norm, epsilon 1e-6 and one Linear as head are taken for granted, as in the published models;
-    the heads are counted in the gates. Raises ``ValueError`` if the tensors do not tell.
+    the heads are counted in the gates. Where tensors disagree the majority decides, so that comparing them with the
+    config names the odd one. Raises ``ValueError`` if the tensors do not tell.
     """
     projection = tensors.get("patch_embed.proj.weight")
     if projection is None or projection.ndim != 4 or projection.shape[2] != projection.shape[3]:
         shape = "is missing" if projection is None else f"has shape {tuple(projection.shape)}"
         raise UserError(f"{what} is no ConViT: patch_embed.proj.weight {shape}, not (dim, channels, patch, patch).")
-    dim, channels, patch_size, _ = projection.shape
-    blocks = numbered(tensors, r"blocks\.(\d+)\..*")
-    gates = numbered(tensors, r"blocks\.(\d+)\.attn\.gating_param")
-    if blocks != list(range(len(blocks))) or gates != list(range(len(gates))):
-        raise UserError(
-            f"{what} is no complete ConViT: it has the layers {blocks}, GPSA in {gates}, which leave some out."
-        )
+    depth, num_local = count_layers(tensors)
+    gates = lengths(tensors, r"blocks\.\d+\.attn\.gating_param")
     for missing, needed in (
-        ("gates of GPSA layers (blocks.0.attn.gating_param)", bool(gates)),
-        ("self-attention layer after the GPSA layers", len(blocks) > len(gates)),
+        ("gates of GPSA layers (blocks.0.attn.gating_param)", bool(num_local and gates)),
+        ("self-attention layer after the GPSA layers", depth > num_local),
         ("final norm (norm.weight)", "norm.weight" in tensors),
         ("position embedding (pos_embed)", "pos_embed" in tensors),
         ("head of one Linear", not any(re.match(r"head\.\d", name) for name in tensors)),
@@ -78,30 +75,50 @@ def infer_config(tensors: Mapping[str, Tensor], what: str) -> ConViTConfig:
             raise UnknownArchitectureError(
                 f"{what} has no {missing}, so its architecture does not show: give it as {CONFIG_HINT}."
             )
-    ff = tensors.get("blocks.0.mlp.fc1.weight")
-    head = tensors.get("head.weight", tensors.get("head.bias"))
+    dim = most_common([len(projection), *lengths(tensors, r"(?:blocks\.\d+\.)?norm\d?\.weight")])
+    ff = lengths(tensors, r"blocks\.\d+\.mlp\.fc1\.(?:weight|bias)")
+    head = lengths(tensors, r"head\.(?:weight|bias)")
     try:
         return ConViTConfig.from_preset(
             "ConViT_Ti",
-            image_size=patch_size * native_side(tensors["pos_embed"], what),
-            image_channel=channels,
-            patch_size=patch_size,
-            num_local_layers=len(gates),
-            num_nonlocal_layers=len(blocks) - len(gates),
+            image_size=projection.shape[3] * native_side(tensors["pos_embed"], what),
+            image_channel=projection.shape[1],
+            patch_size=projection.shape[3],
+            num_local_layers=num_local,
+            num_nonlocal_layers=depth - num_local,
             dim=dim,
-            heads=tensors["blocks.0.attn.gating_param"].numel(),
-            ff_dim=4 * dim if ff is None else len(ff),
-            num_classes=0 if head is None else len(head),
+            heads=most_common(gates),
+            ff_dim=most_common(ff) if ff else 4 * dim,
+            num_classes=head[0] if head else 0,
         )
     except UnknownArchitectureError:
         raise
-    except (UserError, TypeError) as error:
+    except UserError as error:
         raise UserError(f"{what} is no ConViT: by its shapes {error}") from error
 
 
-def numbered(tensors: Mapping[str, Tensor], pattern: str) -> list[int]:
-    """The numbers that a pattern finds in the names, in order."""
-    return sorted({int(found[1]) for name in tensors if (found := re.fullmatch(pattern, name, re.ASCII))})
+def count_layers(tensors: Mapping[str, Tensor]) -> tuple[int, int]:
+    """The number of layers, and of GPSA layers among them, from the names; strays and gaps are not counted out.
+
+    A layer whose number is far beyond how many there are is a stray; one has GPSA if more of its names say so than not.
+    """
+    names = [found for name in tensors if (found := re.fullmatch(r"blocks\.(\d{1,9})\.(.*)", name, re.ASCII))]
+    num_layers = len({found[1] for found in names})
+    depth = 1 + max((int(found[1]) for found in names if int(found[1]) < 2 * num_layers), default=-1)
+    votes: Counter[int] = Counter()
+    for found in names:
+        votes[int(found[1])] += bool(re.match(r"attn\.(?:qk|v|pos_proj|gating_param)(?:\.|$)", found[2]))
+        votes[int(found[1])] -= found[2].startswith("attn.qkv.")
+    return depth, 1 + max((layer for layer in range(depth) if votes[layer] > 0), default=-1)
+
+
+def lengths(tensors: Mapping[str, Tensor], pattern: str) -> list[int]:
+    """The first dimension of every tensor whose name fits a pattern."""
+    return [len(tensor) for name, tensor in tensors.items() if tensor.ndim and re.fullmatch(pattern, name, re.ASCII)]
+
+
+def most_common(values: list[int]) -> int:
+    return Counter(values).most_common(1)[0][0]
 
 
 def native_side(pos_embed: Tensor, what: str) -> int:
