@@ -55,7 +55,12 @@ def parse(arguments: Sequence[str]) -> Command:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"There is no command {name!r}: {hint}The commands are {', '.join(COMMANDS)}.")
-    return tyro.cli(COMMANDS[name], prog=f"comvex {name}", args=rest, config=(FlagCreatePairsOff,))
+    command = COMMANDS[name]
+    if command is not Train:
+        return tyro.cli(command, prog=f"comvex {name}", args=rest, config=(FlagCreatePairsOff,))
+    return tyro.cli(
+        Train, prog="comvex train", args=rest, default=Train.default(rest), config=(FlagCreatePairsOff,)
+    )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

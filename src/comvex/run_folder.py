@@ -13,9 +13,13 @@ FORMAT = 1
 
 RECIPE = "recipe.json"
 SUMMARY = "summary.json"
+METRICS = "metrics.csv"
+TIMING = "timing.csv"
+HEADS = "heads.csv"
 BEST_WEIGHTS = Path("weights") / "best.safetensors"
 LAST_WEIGHTS = Path("weights") / "last.safetensors"
 CHECKPOINTS = "checkpoints"
+FAILURE = "failure"
 
 
 def read_recipe(run: Path) -> dict[str, Any]:

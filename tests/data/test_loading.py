@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from comvex.data.augmentation import Augmentation
-from comvex.data.loading import EvaluationPictures, StepOrder, TrainingPictures, evaluation_loader, training_loader
+from comvex.data.loading import (
+    EvaluationPictures,
+    Key,
+    StepOrder,
+    TrainingPictures,
+    epoch_order,
+    evaluation_loader,
+    training_loader,
+)
 from comvex.data.sources import PictureSet, open_data
 from comvex.data.transforms import Preprocessing
 
@@ -33,10 +41,51 @@ def test_a_resumed_order_is_the_rest_of_the_whole_order(num, batch, seed, stop, 
 def test_an_epoch_shows_no_picture_twice_and_leaves_out_less_than_a_batch(num, batch, seed):
     steps = max(1, num // batch)
     shown = [key for step in StepOrder(num, batch, seed=seed, start=steps, stop=2 * steps) for key in step]
-    assert {epoch for epoch, _ in shown} == {1}
-    indices = [index for _, index in shown]
+    assert {key.epoch for key in shown} == {1}
+    indices = [key.index for key in shown]
+    assert {key.repeat for key in shown} == {0}
     assert len(set(indices)) == len(indices) > num - batch
     assert set(indices) <= set(range(num))
+
+
+@given(
+    num=st.integers(1, 60),
+    batch=st.integers(1, 20),
+    accumulate=st.integers(1, 4),
+    num_ranks=st.integers(1, 4),
+    repeats=st.integers(1, 4),
+    seed=st.integers(0, 2**40),
+)
+def test_the_pieces_of_all_processes_are_the_batch_of_one_process(num, batch, accumulate, num_ranks, repeats, seed):
+    def order(**cut):
+        return list(StepOrder(num, batch, seed=seed, start=0, stop=7, repeats=repeats, **cut))
+
+    whole = order()
+    pieces = [order(accumulate=accumulate, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
+    for step, keys in enumerate(whole):
+        of_step = [pieces[rank][step * accumulate + micro] for micro in range(accumulate) for rank in range(num_ranks)]
+        assert [key for piece in of_step for key in piece] == keys
+        assert max(map(len, of_step)) - min(map(len, of_step)) <= 1
+
+
+@given(num=st.integers(1, 60), repeats=st.integers(1, 5), epoch=st.integers(0, 9))
+def test_repeated_augmentation_shows_each_picture_of_its_share_that_often(num, repeats, epoch):
+    shown, before = epoch_order(num, seed=3, epoch=epoch, repeats=repeats)
+    assert len(shown) == num
+    whole = num // repeats
+    assert len(set(shown[: whole * repeats].tolist())) == whole
+    assert before[: whole * repeats].reshape(whole, repeats).tolist() == [list(range(repeats))] * whole
+
+
+@given(weights=st.lists(st.floats(0.05, 20), min_size=2, max_size=40), epoch=st.integers(0, 9))
+def test_balanced_order_shows_each_picture_its_share_of_times_rounded(weights, epoch):
+    num = len(weights)
+    shown, before = epoch_order(num, seed=1, epoch=epoch, weights=np.array(weights))
+    counts = np.bincount(shown, minlength=num)
+    expected = np.array(weights) / np.sum(weights) * num
+    assert (np.abs(counts - expected) < 1 + 1e-9).all()
+    for index in range(num):
+        assert sorted(before[shown == index]) == list(range(counts[index]))
 
 
 def batches(workers, *, seed=5, start=0):
@@ -60,9 +109,10 @@ def test_a_picture_looks_different_in_another_epoch_and_for_another_seed():
     pictures = open_data("digits").train
     transform = PREPROCESSING.training_transform(Augmentation(), mirrored=False)
     one, other = (TrainingPictures(pictures, transform, channels=1, seed=seed) for seed in (1, 2))
-    assert torch.equal(one[3, 7].picture, one[3, 7].picture)
-    assert not torch.equal(one[3, 7].picture, one[4, 7].picture)
-    assert not torch.equal(one[3, 7].picture, other[3, 7].picture)
+    assert torch.equal(one[Key(3, 7, 0)].picture, one[Key(3, 7, 0)].picture)
+    assert not torch.equal(one[Key(3, 7, 0)].picture, one[Key(4, 7, 0)].picture)
+    assert not torch.equal(one[Key(3, 7, 0)].picture, one[Key(3, 7, 1)].picture)
+    assert not torch.equal(one[Key(3, 7, 0)].picture, other[Key(3, 7, 0)].picture)
 
 
 def test_loading_a_picture_leaves_the_global_generator_as_it_was():
@@ -73,7 +123,7 @@ def test_loading_a_picture_leaves_the_global_generator_as_it_was():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    dataset[0, 0]
+    dataset[Key(0, 0, 0)]
     assert torch.equal(torch.rand(3), expected)
 
 

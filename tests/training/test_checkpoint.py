@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from comvex.training.checkpoint import KEEP, checkpoint_folders, load_checkpoint, load_latest, save_checkpoint
+from comvex.training.checkpoint import Checkpoint, checkpoint_folders, load_checkpoint, load_latest, save_checkpoint
+from comvex.training.step import optimizer_tensors
 
 
 def make(step: int) -> tuple[nn.Linear, torch.optim.Optimizer]:
@@ -16,9 +17,10 @@ def make(step: int) -> tuple[nn.Linear, torch.optim.Optimizer]:
     return model, optimizer
 
 
-def save(folder, step: int) -> nn.Linear:
+def save(folder, step: int, *, keep: int = 2, spare: int | None = None) -> nn.Linear:
     model, optimizer = make(step)
-    save_checkpoint(folder, step=step, model=model, optimizer=optimizer, state={"loss": 0.1 + step})
+    tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+    save_checkpoint(folder, Checkpoint(step, tensors, {"loss": 0.1 + step}), keep=keep, spare=spare)
     return model
 
 
@@ -27,14 +29,18 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     loaded = load_checkpoint(tmp_path / "step-00000007")
     assert loaded.step == 7
     assert loaded.state == {"loss": 7.1}
-    assert torch.equal(loaded.model["weight"], model.weight)
-    assert loaded.optimizer.keys() == {f"{i}.{name}" for i in (0, 1) for name in ("step", "exp_avg", "exp_avg_sq")}
+    assert torch.equal(loaded.tensors["model"]["weight"], model.weight)
+    assert loaded.tensors["optimizer"].keys() == {
+        f"{i}.{name}" for i in (0, 1) for name in ("step", "exp_avg", "exp_avg_sq")
+    }
 
 
 def test_the_newest_are_kept_and_nothing_else(tmp_path):
-    for step in (5, 10, 100, 15):
-        save(tmp_path, step)
-    assert [folder.name for folder in checkpoint_folders(tmp_path)] == ["step-00000015", "step-00000100"][-KEEP:]
+    for step in (5, 10, 100, 15, 101):
+        save(tmp_path, step, spare=10)
+    assert [int(folder.name[5:]) for folder in checkpoint_folders(tmp_path)] == [10, 100, 101]
+    save(tmp_path, 102, keep=1, spare=101)
+    assert [int(folder.name[5:]) for folder in checkpoint_folders(tmp_path)] == [101, 102]
     assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
 
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 import comvex
 from comvex.data.sources import open_data
 from comvex.inference.run_evaluation import evaluate_run
-from comvex.training import trainer
 from comvex.training.best_epoch import best_epoch
 from comvex.training.recipe import Options
+from comvex.training.step import Learner, StepResult
 from comvex.training.trainer import train
 from made_pictures import multi_label_recipe, shape_pictures
 
@@ -31,7 +31,7 @@ def test_a_small_convit_learns_which_shapes_are_on_a_picture(multi_label_run):
 def test_the_best_weights_are_those_of_the_best_epoch_by_mean_average_precision(multi_label_run):
     with (multi_label_run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["epoch", "step", "learning_rate", "train_loss", "val_loss", "val_map"]
+    assert list(rows[0]) == ["epoch", "step", "learning_rate", "train_loss", "gradient_norm", "val_loss", "val_map"]
     history = [{name: float(value) for name, value in row.items()} for row in rows]
     num_pictures = len(open_data(json.loads((multi_label_run / "recipe.json").read_text())["recipe"]["data"]).val)
     best = best_epoch(history, criterion="val_map", num_pictures=num_pictures)
@@ -85,18 +85,17 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(tmp_
     recipe = replace(recipe, model=replace(recipe.model, drop_path=0.1, attention_dropout=0.1))
     train(recipe, tmp_path / "whole")
 
-    step, steps = trainer.training_step, []
+    step = Learner.step
 
-    def stop_at_twelfth(*arguments) -> torch.Tensor:
-        steps.append(step(*arguments))
-        if len(steps) == 12:
+    def stop_at_twelfth(learner: Learner, number: int, *arguments, **options) -> StepResult:
+        if number == 12:
             raise KeyboardInterrupt
-        return steps[-1]
+        return step(learner, number, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "training_step", stop_at_twelfth)
+        patch.setattr(Learner, "step", stop_at_twelfth)
         with pytest.raises(KeyboardInterrupt):
-            train(recipe, tmp_path / "stopped", options=Options(checkpoint_seconds=0))
+            train(recipe, tmp_path / "stopped", options=Options(checkpoint_steps=1))
     train(recipe, tmp_path / "stopped")
     assert "resumed at step 11" in (tmp_path / "stopped" / "log.txt").read_text()
     metrics = [(tmp_path / run / "metrics.csv").read_bytes() for run in ("stopped", "whole")]

@@ -13,12 +13,11 @@ from comvex.training.recipe import Architecture, Options, Recipe, differences
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"epochs": 3, "steps": 5}, "epochs = 3 and steps = 5"),
         ({"epochs": 0}, "epochs is 0"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"learning_rate": 0.0}, "learning_rate is 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
-        ({"warmup": 1.0}, r"warmup is 1\.0"),
+        ({"warmup_epochs": -1.0}, r"warmup_epochs is -1\.0"),
         ({"label_smoothing": -0.1}, r"label_smoothing is -0\.1"),
         ({"weight_decay": -1}, "weight_decay is -1"),
     ],
@@ -45,7 +44,8 @@ def test_a_recipe_is_the_same_after_a_way_through_json_and_differences_are_named
 
 
 def test_steps_follow_from_epochs_or_from_the_number_of_pictures():
-    assert Recipe(steps=123).num_steps(50) == 123
+    assert Recipe(steps=123, epochs=7, cooldown_epochs=2).num_steps(50) == 123
+    assert Recipe(epochs=4, cooldown_epochs=2, batch_size=64).num_steps(1000) == 6 * 15
     assert Recipe(epochs=4, batch_size=64).num_steps(1000) == 4 * 15
     assert Recipe(epochs=4, batch_size=64).num_steps(10) == 4
     assert Recipe(batch_size=100).num_steps(1000) == 80 * 10
@@ -59,7 +59,9 @@ def test_the_model_follows_the_data_unless_told_otherwise():
     assert (config.pre_norm, config.position_embedding, config.ff_dim) == (True, True, 4 * config.dim)
     config = build_config(Architecture(preset="ConViT_S", image_size=64), digits)
     assert (config.dim, config.heads, config.patch_size, config.image_channel) == (432, 9, 16, 1)
-    preprocessing = build_preprocessing(build_config(Architecture(channels=3), digits), digits)
+    preprocessing = build_preprocessing(
+        ConViTWithLinearClassifier(build_config(Architecture(channels=3), digits)), digits
+    )
     assert preprocessing.channels == len(preprocessing.mean) == len(preprocessing.std) == 3
     with pytest.raises(ValueError, match="did you mean 'ConViT_Ti'"):
         build_config(Architecture(preset="ConViT_T"), digits)
@@ -71,7 +73,7 @@ def test_the_model_follows_the_data_unless_told_otherwise():
 
 def test_vectors_and_embeddings_are_not_decayed():
     model = ConViTWithLinearClassifier(build_config(Architecture(), open_data("digits")))
-    groups = build_optimizer(model, Recipe()).param_groups
+    groups = build_optimizer(model, Recipe(learning_rate=0.1)).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     free = {names[id(p)] for group in groups if group["weight_decay"] == 0 for p in group["params"]}
     decayed = {names[id(p)] for group in groups if group["weight_decay"] > 0 for p in group["params"]}
@@ -83,7 +85,7 @@ def test_vectors_and_embeddings_are_not_decayed():
 
 def test_the_learning_rate_warms_up_and_falls_and_is_a_function_of_the_step():
     model = ConViTWithLinearClassifier(build_config(Architecture(), open_data("digits")))
-    recipe = Recipe(learning_rate=0.1, warmup=0.1)
+    recipe = Recipe(learning_rate=0.1, epochs=10, batch_size=10)
 
     def rates(steps):
         optimizer = build_optimizer(model, recipe)
@@ -112,7 +114,7 @@ def test_a_size_of_height_and_width_is_the_same_after_a_way_through_json():
     assert Recipe(model=Architecture(**stored["model"])) == recipe
     config = build_config(recipe.model, open_data("digits"))
     assert (config.image_size, config.grid) == ((16, 8), (8, 4))
-    assert build_preprocessing(config, open_data("digits")).image_size == (16, 8)
+    assert build_preprocessing(ConViTWithLinearClassifier(config), open_data("digits")).image_size == (16, 8)
 
 
 def test_what_a_recipe_leaves_to_the_data_is_filled_in_and_what_it_says_is_kept():

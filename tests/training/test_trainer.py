@@ -2,11 +2,8 @@
 
 import csv
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from comvex.data.augmentation import Augmentation
+import comvex
 from comvex.training.recipe import Architecture, Options, Recipe
 from comvex.training.trainer import train
 
@@ -53,66 +50,17 @@ def test_a_small_convit_learns_the_digits(small_run):
 
 
 def test_two_runs_of_one_recipe_are_bit_identical_whatever_the_workers(small_run, tmp_path):
-    recipe = json.loads((small_run / "recipe.json").read_text())["recipe"]
-    again = Recipe(**recipe | {"model": Architecture(**recipe["model"]), "augment": Augmentation(**recipe["augment"])})
+    again = Recipe.from_dict(json.loads((small_run / "recipe.json").read_text())["recipe"])
     train(again, tmp_path / "run", options=Options(workers=2))
     same_files(small_run, tmp_path / "run", "metrics.csv", "weights/best.safetensors", "weights/last.safetensors")
 
 
 def test_a_finished_run_gives_its_summary_and_is_not_touched(small_run):
-    recipe = json.loads((small_run / "recipe.json").read_text())["recipe"]
-    again = Recipe(**recipe | {"model": Architecture(**recipe["model"]), "augment": Augmentation(**recipe["augment"])})
+    again = Recipe.from_dict(json.loads((small_run / "recipe.json").read_text())["recipe"])
     before = {file: file.stat().st_mtime_ns for file in small_run.rglob("*")}
     summary = train(again, small_run)
     assert summary == json.loads((small_run / "summary.json").read_text())
     assert before == {file: file.stat().st_mtime_ns for file in small_run.rglob("*")}
-
-
-def start(out: Path) -> subprocess.Popen[bytes]:
-    """The same run as ``QUICK`` with more epochs, in a process of its own."""
-    program = (
-        "import sys; from pathlib import Path; from dataclasses import replace\n"
-        "sys.path.insert(0, sys.argv[2])\n"
-        "import torch; torch.set_num_threads(1)\n"
-        "from training.test_trainer import LONG; from comvex.training.trainer import train, Options\n"
-        "train(LONG, Path(sys.argv[1]), options=Options(checkpoint_seconds=0.05))"
-    )
-    tests = str(Path(__file__).parents[1])
-    with (out.parent / f"{out.name}.log").open("ab") as log:
-        return subprocess.Popen([sys.executable, "-c", program, str(out), tests], stderr=log)
-
-
-LONG = replace(QUICK, epochs=12)
-
-
-def test_a_run_killed_three_times_ends_as_if_it_had_not_been(tmp_path):
-    out, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
-    checkpoints, seen = out / "checkpoints", []
-    for kill in range(3):
-        process = start(out)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
-            steps = sorted(int(folder.name[5:]) for folder in checkpoints.glob("step-*"))
-            if steps and steps[-1] >= 25 * (kill + 1):
-                break
-            time.sleep(0.005)
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.013 * kill)  # another instant each time: within a step, within a checkpoint
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        seen.append(max(int(folder.name[5:]) for folder in checkpoints.glob("step-*")))
-    assert start(out).wait() == 0
-    assert start(undisturbed).wait() == 0
-
-    resumed = [line for line in (out / "log.txt").read_text().splitlines() if "resumed at step" in line]
-    assert [int(line.rsplit(" ", 1)[1]) for line in resumed] == seen
-    same_files(out, undisturbed, "metrics.csv", "weights/best.safetensors", "weights/last.safetensors")
-    last = sorted((out / "checkpoints").glob("step-*"))[-1].name
-    same_files(
-        out / "checkpoints" / last, undisturbed / "checkpoints" / last, "model.safetensors", "optimizer.safetensors"
-    )
-    figures = [json.loads((run / "summary.json").read_text()) for run in (out, undisturbed)]
-    assert figures[0]["loss"] == figures[1]["loss"]
 
 
 def test_another_recipe_in_the_same_folder_is_refused_with_the_difference(small_run, tmp_path):
@@ -184,10 +132,78 @@ def test_pictures_that_change_between_two_starts_are_noticed(tmp_path):
         train(recipe, tmp_path / "run")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    recipe = replace(QUICK, learning_rate=1e30, clip_norm=1e30, warmup=0.0)
-    with pytest.raises(ValueError, match="smaller --learning-rate"):
-        train(recipe, tmp_path / "run", options=Options(checkpoint_seconds=0))
-    for checkpoint in (tmp_path / "run" / "checkpoints").glob("step-*"):
-        for name, tensor in load_file(checkpoint / "model.safetensors").items():
-            assert torch.isfinite(tensor).all(), name
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state_before_it(tmp_path):
+    recipe = replace(QUICK, learning_rate=1e30, clip_norm=None, warmup_epochs=0)
+    with pytest.raises(
+        ValueError, match=r"The loss of step \d+ is .* on the pictures number \d+.*smaller --learning-rate"
+    ):
+        train(recipe, tmp_path / "run", options=Options(checkpoint_steps=1))
+    [failure] = (tmp_path / "run" / "failure").iterdir()
+    told = json.loads((failure / "failure.json").read_text())
+    batch = load_file(failure / "batch.safetensors")
+    assert told["pictures"] == [f"number {index}" for index in batch["indices"].tolist()]
+    assert batch["pictures"].shape == (128, 1, 8, 8)
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(failure / "model.safetensors").values())
+    [*_, last] = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert int(last.name[5:]) == told["step"] - 1
+    same_files(failure, last, "model.safetensors", "optimizer.safetensors")
+
+
+def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
+    recipe = replace(QUICK, epochs=30, patience=2, learning_rate=1e-9)
+    train(recipe, tmp_path / "run")
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    best = json.loads((tmp_path / "run" / "summary.json").read_text())["best_epoch"]
+    assert len(rows) == best + 2 < 30
+
+
+def test_averaged_weights_are_evaluated_and_saved(tmp_path):
+    recipe = replace(QUICK, epochs=1, ema_decay=0.9)
+    train(recipe, tmp_path / "run")
+    last = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))[-1]
+    averaged, learned = (load_file(last / f"{name}.safetensors") for name in ("ema", "model"))
+    saved = load_file(tmp_path / "run" / "weights" / "last.safetensors")
+    for name, tensor in saved.items():
+        assert torch.equal(tensor, averaged[name])
+    assert not torch.equal(averaged["head.weight"], learned["head.weight"])
+
+
+def test_training_starts_from_given_weights_with_a_new_head_at_another_size(small_run, tmp_path):
+    folder = noise_folder(tmp_path / "pictures")
+    recipe = Recipe(
+        data=str(folder),
+        weights=str(small_run),
+        model=Architecture(image_size=16, drop_path=0.1),
+        epochs=1,
+        batch_size=8,
+        learning_rate=1e-12,
+        layer_decay=0.5,
+    )
+    train(recipe, tmp_path / "run")
+    trained, start = (comvex.load(run).model for run in (tmp_path / "run", small_run))
+    assert torch.equal(trained.blocks[0].mlp.fc1.weight, start.blocks[0].mlp.fc1.weight)
+    assert trained.head.weight.shape == (2, 32)
+    assert (trained.config.image_size, trained.config.image_channel, trained.config.drop_path) == (16, 1, 0.1)
+    with pytest.raises(ValueError, match=r"model\.dim is 48, but the weights .* settle it"):
+        replace(recipe, model=Architecture(dim=48))
+
+
+def test_a_folder_that_cannot_be_written_to_ends_the_run_in_a_sentence(tmp_path):
+    """A file system that takes no more: the limit on the size of a file stands in for a full disk."""
+    out = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "comvex",
+        "train",
+        *["--model.dim", "32", "--epochs", "3", "--threads", "1"],
+        "--out",
+        out,
+    ]
+    done = subprocess.run(["bash", "-c", 'ulimit -f 300; exec "$@"', "-", *command], capture_output=True, text=True)
+    assert done.returncode == 2
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("comvex: ")]
+    assert "cannot be written to (File too large)" in line
+    assert "Traceback" not in done.stderr
+    assert not list(out.rglob("*.unfinished")) + list(out.rglob("*.tmp"))
+    assert subprocess.run(command, capture_output=True).returncode == 0

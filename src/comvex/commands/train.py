@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from comvex.training.recipe import Options, Recipe
+from comvex.training.recipes import RECIPES
 
 
 @dataclass(frozen=True)
@@ -19,30 +22,65 @@ class Train:
 
     Without any argument: a small ConViT on scikit-learn's handwritten digits, in a minute or two on two cores.
 
-      comvex train --data FOLDER            your own pictures, one folder per class
-      comvex train --data FILE.csv          your own pictures, with their paths and labels in a table
-      comvex train --data fashion-mnist     60,000 pictures of clothes
-      comvex train --model.preset ConViT_S  a size of the paper
+      comvex train fine-tune --data FOLDER   your own pictures, one folder per class: from published weights
+      comvex train --data FOLDER             ... from scratch
+      comvex train --data FILE.csv           ... with their paths and labels in a table
+      comvex train paper --data IMAGENET --model.preset ConViT_S_plus   the paper's recipe, for any of its six sizes
+      comvex train smoke                     half a minute with everything on that is random
+      torchrun --nproc-per-node 4 -m comvex train ...   on four GPUs
 
-    Stop it whenever you like: the same command goes on where it was, and once finished it prints the summary again.
+    --dry-run shows what would be done, in words and pictures. Stop it whenever you like (Ctrl-C finishes the step): the
+    same command goes on where it was, and once finished it prints the summary again.
     """
 
-    recipe: Annotated[Recipe, arg(name="")]
-    options: Annotated[Options, arg(name="")]
+    name: Annotated[Positional[Literal["small-data", "fine-tune", "paper", "smoke"]], arg(metavar="RECIPE")] = (
+        "small-data"
+    )
+    """Where the values start from, each of which can be changed: small-data, fine-tune, paper or smoke; --help after
+    the name shows its values."""
+    recipe: Annotated[Recipe, arg(name="")] = field(default_factory=Recipe)
+    options: Annotated[Options, arg(name="")] = field(default_factory=Options)
     out: Path | None = None
     """Run folder. Default: runs/DATA-HASH, where the hash stands for the recipe."""
+    dry_run: bool = False
+    """Train nothing: print the resolved recipe and the parameter groups, and draw augmented pictures and the schedule
+    into the folder OUT.dry-run."""
     json: bool = False
     """Print the summary as one JSON object on standard output, and nothing else there."""
 
+    @classmethod
+    def starting_from(cls, name: str, preset: str | None) -> Train:
+        """The command as it is when only the recipe's name, and perhaps a preset, is given."""
+        named = RECIPES[name](preset)
+        return cls(name=name, recipe=named.recipe, options=named.options)  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def default(cls, arguments: Sequence[str]) -> Train:
+        """What the arguments start from: the recipe that they name, for the preset that they name."""
+        before = ["", *arguments]
+        names = [word for word, last in zip(arguments, before, strict=False) if word in RECIPES and last[:2] != "--"]
+        presets = [word for word, last in zip(arguments, before, strict=False) if last == "--model.preset"]
+        return cls.starting_from(names[0] if names else "small-data", presets[-1] if presets else None)
+
     def run(self) -> int:
+        from comvex.training.ranks import told_rank
+        from comvex.training.stopping import StoppedError
         from comvex.training.trainer import train
 
         out = self.out if self.out is not None else default_out(self.recipe)
-        summary = train(self.recipe, out, options=self.options)
-        if self.json:
-            print(json.dumps({"run": str(out), **summary}))
-        else:
-            print(describe_summary(out, summary))
+        if self.dry_run:
+            from comvex.training.dry_run import dry_run
+
+            print(dry_run(self.recipe, out.with_name(f"{out.name}.dry-run"), options=self.options))
+            return 0
+        try:
+            summary = train(self.recipe, out, options=self.options)
+        except StoppedError as stopped:
+            if told_rank() == 0:
+                print(f"comvex: {stopped}", file=sys.stderr)
+            return stopped.exit_code
+        if told_rank() == 0:
+            print(json.dumps({"run": str(out), **summary}) if self.json else describe_summary(out, summary))
         return 0
 
 

@@ -23,49 +23,60 @@ ORDER, AUGMENTATION = 1, 2
 """Purposes that a seed is derived for."""
 
 
-class Batch(NamedTuple):
-    """Pictures (B, C, height, width), labels and the messages of those that could not be read.
+class Key(NamedTuple):
+    """Which picture is shown: what is random in it depends on the seed and on these three alone."""
 
-    Labels are (B,), or multi-label (B, num_classes) of 0 and 1.
+    epoch: int
+    index: int
+    repeat: int
+    """How often the epoch has shown it before."""
+
+
+class Batch(NamedTuple):
+    """Pictures (B, C, height, width), labels, numbers in the picture set (B,), and what could not be read.
+
+    Labels are (B,), or multi-label (B, num_classes) of 0 and 1. ``unreadable`` has a message for each such picture.
     """
 
     pictures: Tensor
     labels: Tensor
+    indices: Tensor
     unreadable: list[str]
 
 
 class Sample(NamedTuple):
     picture: Tensor | None
     label: np.integer | NDArray[np.integer]
+    index: int
     problem: str
 
 
 def collate(samples: list[Sample]) -> Batch:
     """A batch of the samples that could be read; none at all gives empty tensors."""
-    readable = [(sample.picture, sample.label) for sample in samples if sample.picture is not None]
-    pictures = torch.stack([picture for picture, _ in readable]) if readable else torch.empty(0)
-    labels = torch.from_numpy(np.array([label for _, label in readable], dtype=np.int64))
-    return Batch(pictures, labels, [sample.problem for sample in samples if sample.picture is None])
+    readable = [(sample.picture, sample.label, sample.index) for sample in samples if sample.picture is not None]
+    pictures = torch.stack([picture for picture, _, _ in readable]) if readable else torch.empty(0)
+    labels = torch.from_numpy(np.array([label for _, label, _ in readable], dtype=np.int64))
+    indices = torch.tensor([index for _, _, index in readable], dtype=torch.int64)
+    return Batch(pictures, labels, indices, [sample.problem for sample in samples if sample.picture is None])
 
 
 def load_sample(pictures: PictureSet, index: int, transform: Transform, channels: int) -> Sample:
     label = pictures.labels[index]
     try:
-        return Sample(transform(pictures.read(index, channels=channels)), label, "")
+        return Sample(transform(pictures.read(index, channels=channels)), label, index, "")
     except UnreadablePictureError as error:
-        return Sample(None, label, str(error))
+        return Sample(None, label, index, str(error))
 
 
 class TrainingPictures(Dataset[Sample]):
-    """Augmented pictures by (epoch, index): what is random in a picture depends on the seed and on those two alone."""
+    """Augmented pictures by ``Key``."""
 
     def __init__(self, pictures: PictureSet, transform: Transform, *, channels: int, seed: int) -> None:
         self.pictures, self.transform, self.channels, self.seed = pictures, transform, channels, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
-        with torch_seeded(derive_seed(self.seed, AUGMENTATION, epoch, index)):
-            return load_sample(self.pictures, index, self.transform, self.channels)
+    def __getitem__(self, key: Key) -> Sample:
+        with torch_seeded(derive_seed(self.seed, AUGMENTATION, *key)):
+            return load_sample(self.pictures, key.index, self.transform, self.channels)
 
 
 class EvaluationPictures(Dataset[Sample]):
@@ -81,47 +92,102 @@ class EvaluationPictures(Dataset[Sample]):
         return load_sample(self.pictures, index, self.transform, self.channels)
 
 
-def epoch_order(num_pictures: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order in which an epoch shows the pictures: a permutation of range(num_pictures)."""
-    return np.random.default_rng(derive_seed(seed, ORDER, epoch)).permutation(num_pictures)
+def epoch_order(
+    num_pictures: int, *, seed: int, epoch: int, repeats: int = 1, weights: NDArray[np.floating] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The order in which an epoch shows the pictures: their numbers, and how often each was shown before; both (num,).
+
+    An epoch has as many places as there are pictures. Without ``repeats`` and ``weights`` it is a permutation. With
+    ``repeats`` r (repeated augmentation, Hoffer et al. 2020) it shows a share 1 / r of the pictures, each r times in a
+    row. With ``weights`` (num_pictures,) a picture is shown in proportion to its weight: its expected number of places,
+    rounded up or down at random (systematic sampling).
+    """
+    generator = np.random.default_rng(derive_seed(seed, ORDER, epoch))
+    if weights is None:
+        shown = generator.permutation(num_pictures)
+    else:
+        ends = np.cumsum(weights) * (num_pictures / np.sum(weights))
+        shown = np.searchsorted(ends[:-1], np.arange(num_pictures) + generator.random(), side="right")
+        shown = generator.permutation(shown)
+    shown = np.repeat(shown, repeats)[:num_pictures]
+    by_index = np.argsort(shown, kind="stable")
+    in_order = shown[by_index]
+    first = np.searchsorted(in_order, in_order)  # where the run of each picture begins
+    before = np.empty(num_pictures, np.int64)
+    before[by_index] = np.arange(num_pictures) - first
+    return shown, before
 
 
-class StepOrder(Sampler[list[tuple[int, int]]]):
-    """For each training step in [start, stop) the (epoch, index) of its pictures.
+class StepOrder(Sampler[list[Key]]):
+    """The keys of every training step in [start, stop), as far as they belong to one of several processes.
 
-    An epoch has as many steps as there are whole batches in it, at least one.
+    The batch of a step is cut into ``accumulate`` times ``num_ranks`` pieces of the same size to within one picture;
+    this process gets, one after the other, its ``accumulate`` pieces of each step. What a step shows depends on neither
+    number. An epoch has as many steps as there are whole batches in it, at least one.
     """
 
-    def __init__(self, num_pictures: int, batch_size: int, *, seed: int, start: int, stop: int) -> None:
+    def __init__(
+        self,
+        num_pictures: int,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int,
+        stop: int,
+        repeats: int = 1,
+        weights: NDArray[np.floating] | None = None,
+        accumulate: int = 1,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
         self.num_pictures, self.batch_size, self.seed = num_pictures, batch_size, seed
         self.start, self.stop = start, stop
+        self.repeats, self.weights = repeats, weights
+        self.accumulate, self.rank, self.num_ranks = accumulate, rank, num_ranks
         self.steps_per_epoch = max(1, num_pictures // batch_size)
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return (self.stop - self.start) * self.accumulate
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order, ordered_epoch = np.empty(0, np.int64), -1
+    def __iter__(self) -> Iterator[list[Key]]:
+        shown = before = np.empty(0, np.int64)
+        ordered_epoch = -1
         for step in range(self.start, self.stop):
             epoch, place = divmod(step, self.steps_per_epoch)
             if epoch != ordered_epoch:
-                order, ordered_epoch = epoch_order(self.num_pictures, seed=self.seed, epoch=epoch), epoch
-            first = place * self.batch_size
-            yield [(epoch, int(index)) for index in order[first : first + self.batch_size]]
+                shown, before = epoch_order(
+                    self.num_pictures, seed=self.seed, epoch=epoch, repeats=self.repeats, weights=self.weights
+                )
+                ordered_epoch = epoch
+            batch = slice(place * self.batch_size, (place + 1) * self.batch_size)
+            keys = [
+                Key(epoch, *pair) for pair in zip(shown[batch].tolist(), before[batch].tolist(), strict=True)
+            ]  # fmt: skip
+            pieces = self.accumulate * self.num_ranks
+            for piece in range(self.rank, pieces, self.num_ranks):
+                yield keys[piece * len(keys) // pieces : (piece + 1) * len(keys) // pieces]
 
 
 def training_loader(
     dataset: TrainingPictures, order: StepOrder, *, workers: int, pin_memory: bool
 ) -> DataLoader[Sample]:
-    """Batches for the steps of ``order``, the same whatever the number of worker processes."""
+    """Batches for the pieces of ``order``, the same whatever the number of worker processes."""
     return DataLoader(
         dataset, batch_sampler=order, num_workers=workers, collate_fn=collate, pin_memory=pin_memory
     )  # fmt: skip
 
 
 def evaluation_loader(
-    pictures: PictureSet, transform: Transform, *, channels: int, batch_size: int, workers: int
+    pictures: PictureSet,
+    transform: Transform,
+    *,
+    channels: int,
+    batch_size: int,
+    workers: int,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> DataLoader[Sample]:
-    """Every picture once, in order."""
+    """Every picture once, in order; of several processes each gets every ``num_ranks``-th, from its ``rank`` on."""
     dataset = EvaluationPictures(pictures, transform, channels=channels)
-    return DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate)
+    own = range(rank, len(pictures), num_ranks)
+    return DataLoader(dataset, batch_size=batch_size, sampler=own, num_workers=workers, collate_fn=collate)

@@ -64,8 +64,14 @@ class Task(ABC):
     """What the picture of an evaluation shows, as the name of its file."""
 
     @abstractmethod
-    def loss(self, logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
-        """Mean loss of a batch, in nats; ``smoothing`` in [0, 1) moves the targets towards knowing nothing."""
+    def loss(
+        self, logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, class_weights: Tensor | None = None
+    ) -> Tensor:
+        """Mean loss of a batch, in nats; ``smoothing`` in [0, 1) moves the targets towards knowing nothing.
+
+        ``labels`` may also be (B, num_classes) of shares in [0, 1], as Mixup makes them. ``class_weights`` (num_classes,)
+        multiplies what each class contributes.
+        """
 
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -133,8 +139,14 @@ class SingleLabel(Task):
     loss_name = "Cross-entropy"
     picture = "confusion"
 
-    def loss(self, logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    def loss(
+        self, logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, class_weights: Tensor | None = None
+    ) -> Tensor:
+        if class_weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        # PyTorch's weighted mean divides by the weights of the batch: a picture would count differently in each
+        losses = F.cross_entropy(logits, labels, weight=class_weights, label_smoothing=smoothing, reduction="none")
+        return losses.mean()
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.softmax(dim=1)
@@ -212,7 +224,7 @@ class MultiLabel(Task):
     """A picture has none, one or several of the classes: sigmoid, binary cross-entropy, mean average precision.
 
     Labels are (B, num_classes) of 0 and 1. The loss is the mean over pictures and classes. Smoothing by s turns the
-    targets 0 and 1 into s / 2 and 1 - s / 2.
+    targets 0 and 1 into s / 2 and 1 - s / 2. Class weights multiply the loss of the pictures that show the class.
     """
 
     multi_label = True
@@ -222,9 +234,11 @@ class MultiLabel(Task):
     loss_name = "Binary cross-entropy"
     picture = "average_precision"
 
-    def loss(self, logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    def loss(
+        self, logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, class_weights: Tensor | None = None
+    ) -> Tensor:
         targets = labels.to(logits.dtype) * (1 - smoothing) + smoothing / 2
-        return F.binary_cross_entropy_with_logits(logits, targets)
+        return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=class_weights)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()

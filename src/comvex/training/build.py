@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from comvex.convit.config import ConViTConfig, as_pair
+from comvex.convit.model import ConViTWithLinearClassifier
+from comvex.convit.weights import load_model
 from comvex.data.reading import CHANNEL_MODES
 from comvex.data.sources import DataSet
 from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
-from comvex.training.recipe import Architecture, Recipe
+from comvex.randomness import derive_seed
+from comvex.training.recipe import ADAPTABLE, Architecture, Recipe
+
+if TYPE_CHECKING:
+    from timm.data.mixup import Mixup
+    from timm.scheduler.cosine_lr import CosineLRScheduler as Schedule
+    from timm.utils import ModelEmaV3
+
+INITIAL_WEIGHTS = 11
+"""Purpose that a seed is derived for."""
 
 
 def build_config(architecture: Architecture, data: DataSet) -> ConViTConfig:
@@ -43,8 +55,11 @@ def build_config(architecture: Architecture, data: DataSet) -> ConViTConfig:
     return ConViTConfig.from_preset("ConViT_Ti", **(small | given))
 
 
-def build_preprocessing(config: ConViTConfig, data: DataSet) -> Preprocessing:
-    """Pictures at the model's native size and channels, normalised with the data's mean and deviation."""
+def build_preprocessing(model: ConViTWithLinearClassifier, data: DataSet) -> Preprocessing:
+    """Pictures at the model's native size and channels, normalised as its weights want it or as suits the data."""
+    if model.info is not None:
+        return Preprocessing.from_dict(model.info.preprocessing)
+    config = model.config
     mean, std = data.mean, data.std
     if config.image_channel != len(mean):  # grey pictures for an RGB model, or the other way round
         mean, std = [(sum(values) / len(values),) * config.image_channel for values in (mean, std)]
@@ -52,34 +67,96 @@ def build_preprocessing(config: ConViTConfig, data: DataSet) -> Preprocessing:
 
 
 def settle(recipe: Recipe, data: DataSet) -> Recipe:
-    """The recipe with what it leaves to the data filled in."""
+    """The recipe with what it leaves to the data filled in.
+
+    Raises ``ValueError`` for what these data cannot be trained with.
+    """
+    if data.multi_label and recipe.balance == "sampling":
+        raise UserError(
+            f"balance is 'sampling', but the pictures of {data.name} have any number of classes each: 'loss' is "
+            "possible there."
+        )
     if recipe.learning_rate is None:
         recipe = dataclasses.replace(recipe, learning_rate=data.learning_rate)
     return recipe
 
 
+def build_model(recipe: Recipe, data: DataSet) -> ConViTWithLinearClassifier:
+    """The model that training starts from: the given weights with a head for the data's classes, or a new one.
+
+    Raises ``ValueError`` if the weights cannot be had, or something does not fit.
+    """
+    torch.manual_seed(derive_seed(recipe.seed, INITIAL_WEIGHTS))
+    if recipe.weights is None:
+        return ConViTWithLinearClassifier(build_config(recipe.model, data))
+    asked = dataclasses.asdict(recipe.model)
+    names = {"channels": "image_channel"}
+    changes = {names.get(name, name): asked[name] for name in ADAPTABLE if asked[name] is not None}
+    return load_model(recipe.weights, num_classes=len(data.classes), **changes)
+
+
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019); vectors and the model's ``no_weight_decay`` names are not decayed."""
+    """AdamW (Loshchilov and Hutter 2019); vectors and the model's ``no_weight_decay`` names are not decayed.
+
+    With ``layer_decay`` each layer has a learning rate of its own, lower towards the pictures (Clark et al. 2020).
+    """
     from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 
     # fused: one pass over all parameters; small models spend a tenth of a step in the loop over them otherwise
     return create_optimizer_v2(
-        model, opt="adamw", lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        model,
+        opt="adamw",
+        lr=peak_learning_rate(recipe),
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
+        fused=True,
     )
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, num_steps: int):
-    """Learning rate as a function of the step alone: linear warm-up, then a cosine to a hundredth of the peak."""
+def peak_learning_rate(recipe: Recipe) -> float:
+    """The learning rate at its height, for the recipe's batch size."""
+    assert recipe.learning_rate is not None
+    return recipe.learning_rate * recipe.batch_scale
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, num_pictures: int) -> Schedule:
+    """Learning rate as a function of the step alone: linear warm-up, a cosine, then the lowest until the end."""
     from timm.scheduler.cosine_lr import CosineLRScheduler
 
-    assert recipe.learning_rate is not None
-    warmup_steps = round(recipe.warmup * num_steps)
+    peak = peak_learning_rate(recipe)
+    per_epoch = recipe.steps_per_epoch(num_pictures)
+    num_steps = recipe.num_steps(num_pictures) - (0 if recipe.steps is not None else recipe.cooldown_epochs * per_epoch)
+    warmup_steps = round(num_steps / 10 if recipe.warmup_epochs is None else recipe.warmup_epochs * per_epoch)
     return CosineLRScheduler(
         optimizer,
         t_initial=max(1, num_steps - warmup_steps),
-        lr_min=recipe.learning_rate / 100,
+        lr_min=peak / 100 if recipe.min_learning_rate is None else recipe.min_learning_rate,
         warmup_t=warmup_steps,
-        warmup_lr_init=recipe.learning_rate / 100,
+        warmup_lr_init=peak / 100 if recipe.warmup_learning_rate is None else recipe.warmup_learning_rate,
         warmup_prefix=True,
         t_in_epochs=False,
+    )
+
+
+def build_ema(model: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:
+    """The average of the weights over the steps, if the recipe asks for one."""
+    if recipe.ema_decay is None:
+        return None
+    from timm.utils import ModelEmaV3
+
+    return ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True)
+
+
+def build_mixup(recipe: Recipe, data: DataSet) -> Mixup | None:
+    """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019), if the recipe asks for either; they make soft targets."""
+    if not recipe.mixup and not recipe.cutmix:
+        return None
+    from timm.data.mixup import Mixup
+
+    return Mixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        label_smoothing=recipe.label_smoothing,
+        num_classes=len(data.classes),
+        multi_label=data.multi_label,
     )

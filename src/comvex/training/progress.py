@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from comvex.training.record import EpochSums, RunRecord
 
 LOGGER = logging.getLogger("comvex")
 
 
 @contextmanager
-def log_to(file: Path) -> Iterator[None]:
+def log_to(file: Path, *, enabled: bool) -> Iterator[None]:
     """Within it the messages of comvex go to a file and to standard error.
 
-    Debug messages, such as the line per epoch, are left out in a terminal: there the progress bar says the same.
+    Debug messages, such as the line per epoch, are left out in a terminal: there the progress bar says the same. Of
+    several processes only one is ``enabled``.
     """
+    if not enabled:
+        yield
+        return
     file_handler = logging.FileHandler(file, encoding="utf-8")
     file_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     screen_handler = logging.StreamHandler()
@@ -37,17 +47,52 @@ def log_to(file: Path) -> Iterator[None]:
             handler.close()
 
 
-def training_progress() -> Progress:
-    """A bar on standard error, drawn only in a terminal; the field ``note`` holds the latest figures."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
+class RunProgress:
+    """A bar on standard error, drawn only in a terminal, with pictures a second and the time left.
+
+    It also measures the share of the time that the model waits for its pictures.
+    """
+
+    def __init__(self, num_steps: int, *, start: int, per_epoch: int, enabled: bool) -> None:
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (enabled and console.is_terminal),
+        )
+        self.task = self.bar.add_task("training", total=num_steps, completed=start, note="")
+        self.num_steps, self.per_epoch = num_steps, per_epoch
+        self.begin = time.monotonic()
+        self.waited = 0.0
+        self.last_shown = -math.inf
+
+    def __enter__(self) -> RunProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.stop()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for pictures."""
+        begin = time.monotonic()
+        yield
+        self.waited += time.monotonic() - begin
+
+    def show(self, step: int, record: RunRecord, sums: EpochSums) -> None:
+        """Show how far the run is, a few times a second at most, with its latest figures."""
+        now = time.monotonic()
+        if step < self.num_steps and now - self.last_shown < 0.3:
+            return
+        self.last_shown = now
+        epochs = f"{math.ceil(step / self.per_epoch)}/{math.ceil(self.num_steps / self.per_epoch)}"
+        waiting = self.waited / max(now - self.begin, 1e-9)
+        note = record.note(sums, waiting=waiting)
+        self.bar.update(self.task, completed=step, description=f"epoch {epochs}", note=note)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from comvex.data.augmentation import Augmentation
 from comvex.errors import UserError
+
+SHOWN = 80_000
+"""Pictures that a run shows unless told otherwise."""
+
+ADAPTABLE = ("image_size", "patch_size", "channels", "drop_path", "attention_dropout")
+"""What can be chosen of the model when it starts from given weights."""
 
 
 @dataclass(frozen=True)
@@ -61,53 +68,112 @@ class Recipe:
     """Share of the training pictures set aside for validation, unless the data have a val part."""
     split_seed: int = 0
     """Decides which pictures are kept for training, validation and, where the data leave it open, the test."""
+    balance: Literal["none", "loss", "sampling"] = "none"
+    """For classes of uneven size. loss: a rare class counts more in the loss. sampling: its pictures are shown more
+    often, so that all classes are seen equally often. Multi-label: loss only."""
+    weights: str | None = None
+    """Weights to start from: a file (ours, timm's or the official repository's), a run folder, a published name or a
+    Hub id. The model is then theirs, with a new head; --model.image-size, --model.patch-size and --model.channels adapt
+    it. Default: none, initialised as the paper says."""
     model: Architecture = field(default_factory=Architecture)
     augment: Augmentation = field(default_factory=Augmentation)
     epochs: int | None = None
     """Passes over the training pictures. Default: as many as show 80,000 pictures, at least 10."""
     steps: int | None = None
-    """Training steps, instead of epochs."""
+    """Training steps; if given they count, and not epochs and cool-down."""
     batch_size: int = 64
-    """Pictures per step."""
+    """Pictures per step, over all processes and micro-steps."""
+    repeats: int = 1
+    """Repeated augmentation: each picture of a batch is there that many times, augmented differently; an epoch then
+    shows that share of the pictures."""
+    mixup: float = 0.0
+    """Strength (alpha) of Mixup, which blends pictures of a batch and their labels; 0 for none."""
+    cutmix: float = 0.0
+    """Strength (alpha) of CutMix, which pastes a piece of another picture of the batch; 0 for none. With both, each
+    batch takes one of them at random."""
     learning_rate: float | None = None
     """Peak learning rate of AdamW; it warms up linearly and falls along a cosine. Default: 0.001, digits 0.002."""
-    warmup: float = 0.1
-    """Share of the steps in which the learning rate warms up."""
+    base_batch_size: int | None = None
+    """Batch size that the learning rate is meant for; another one scales it in proportion. Default: no scaling."""
+    layer_decay: float | None = None
+    """Each layer's learning rate, as a share of the one above it: for fine-tuning. Default: all the same."""
+    warmup_epochs: float | None = None
+    """Epochs in which the learning rate warms up. Default: a tenth of the run."""
+    warmup_learning_rate: float | None = None
+    """Learning rate that the warm-up starts from. Default: a hundredth of the peak."""
+    min_learning_rate: float | None = None
+    """Learning rate that the cosine ends at. Default: a hundredth of the peak."""
+    cooldown_epochs: int = 0
+    """Epochs at the lowest learning rate, after all others."""
     weight_decay: float = 0.05
     """Weight decay; norms, biases, gates and embeddings are left alone."""
     label_smoothing: float = 0.1
     """Share of the target spread over all classes; multi-label: over yes and no of each class."""
-    clip_norm: float = 1.0
-    """Largest norm of the gradient; longer ones are scaled down."""
+    clip_norm: float | None = 1.0
+    """Largest norm of the gradient; longer ones are scaled down. None: any."""
+    ema_decay: float | None = None
+    """Share that the average of the weights keeps at each step; validation, test and the saved weights are then the
+    averaged ones. It starts lower and rises. Default: no average."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Numbers of forward and backward; the weights stay float32. float16 scales its loss."""
+    patience: int | None = None
+    """Stop when that many epochs in a row were not the best in validation. Default: never."""
     seed: int = 0
     """Seed of initial weights, order, augmentation and dropout."""
 
     def __post_init__(self) -> None:
-        if self.epochs is not None and self.steps is not None:
-            raise UserError(f"epochs = {self.epochs} and steps = {self.steps} are both given: give one of them.")
-        for name in ("epochs", "steps", "batch_size"):
+        for name in ("epochs", "steps", "batch_size", "base_batch_size", "repeats", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1.")
-        for name in ("learning_rate", "clip_norm"):
+        for name in ("learning_rate", "warmup_learning_rate", "min_learning_rate", "clip_norm"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be positive.")
-        for name in ("warmup", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: it must lie in [0, 1).")
-        if self.weight_decay < 0:
-            raise UserError(f"weight_decay is {self.weight_decay}: it must not be negative.")
+        for name in ("mixup", "cutmix", "warmup_epochs", "cooldown_epochs", "weight_decay"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}: it must not be negative.")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing is {self.label_smoothing}: it must lie in [0, 1).")
+        for name in ("ema_decay", "layer_decay"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it must lie in (0, 1].")
+        if self.weights is not None:
+            self._check_adaptable()
+
+    def _check_adaptable(self) -> None:
+        """Raises ``ValueError`` if the architecture says what the weights to start from have settled."""
+        asked, default = dataclasses.asdict(self.model), dataclasses.asdict(Architecture())
+        settled = [name for name, value in asked.items() if value != default[name] and name not in ADAPTABLE]
+        if settled:
+            raise UserError(
+                f"model.{settled[0]} is {asked[settled[0]]}, but the weights {self.weights} settle it: with weights, "
+                f"{', '.join(ADAPTABLE)} can be chosen."
+            )
 
     def num_steps(self, num_pictures: int) -> int:
         """Training steps of the whole run, for that many training pictures."""
         if self.steps is not None:
             return self.steps
-        epochs = self.epochs if self.epochs is not None else max(10, round(80_000 / num_pictures))
-        return epochs * max(1, num_pictures // self.batch_size)
+        epochs = self.epochs if self.epochs is not None else max(10, round(SHOWN / num_pictures))
+        return (epochs + self.cooldown_epochs) * self.steps_per_epoch(num_pictures)
+
+    def steps_per_epoch(self, num_pictures: int) -> int:
+        return max(1, num_pictures // self.batch_size)
+
+    @property
+    def batch_scale(self) -> float:
+        """What the learning rate is multiplied by for the batch size."""
+        return 1.0 if self.base_batch_size is None else self.batch_size / self.base_batch_size
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the same after a way through JSON."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """The inverse of ``to_dict``."""
+        parts = {"model": Architecture(**values["model"]), "augment": Augmentation(**values["augment"])}
+        return cls(**(values | parts))
 
 
 @dataclass(frozen=True)
@@ -120,15 +186,35 @@ class Options:
     """Processes that read pictures. Default: none for pictures in memory, else up to 8."""
     threads: int | None = None
     """CPU threads for the model. Default: PyTorch's choice."""
-    checkpoint_seconds: float = 60.0
-    """Time between checkpoints."""
+    accumulate: int = 1
+    """Micro-steps that a batch is cut into, to save memory. Changes the outcome only through Mixup, CutMix and dropout,
+    which are drawn for each micro-step."""
+    compile: bool = False
+    """Compile the model with torch.compile: slow to start, then faster."""
+    grad_checkpointing: bool = False
+    """Compute each layer's activations again in backward: less memory, about a third more time."""
+    checkpoint_minutes: float = 5.0
+    """A checkpoint is saved at the end of each epoch, and whenever this much time has passed."""
+    checkpoint_steps: int | None = None
+    """... and every so many steps. Default: by time and epoch alone."""
+    keep_checkpoints: int = 2
+    """Checkpoints that are kept, besides that of the best epoch; the one before serves when the newest is damaged."""
+    deterministic: bool = False
+    """On CUDA: deterministic kernels only, so that a resumed run is bit-identical there too. The CPU always is."""
     overwrite: bool = False
     """Start again in a run folder that exists: its content is deleted first."""
 
     def __post_init__(self) -> None:
-        for name, least in (("workers", 0), ("threads", 1), ("checkpoint_seconds", 0)):
+        for name, least in (
+            ("workers", 0),
+            ("threads", 1),
+            ("accumulate", 1),
+            ("checkpoint_minutes", 0),
+            ("checkpoint_steps", 1),
+            ("keep_checkpoints", 1),
+        ):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not value >= least:
                 raise UserError(f"{name} is {value}: it must be at least {least}.")
 
 

@@ -3,117 +3,143 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import logging
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from comvex import run_folder
-from comvex.convit.config import ConViTConfig
 from comvex.convit.weights import WeightsInfo, add_figures, save_weights
 from comvex.data.sources import DataSet
 from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
 from comvex.files import write_text
 from comvex.inference.evaluate import Evaluation
-from comvex.inference.task import choose_task
+from comvex.inference.task import Task
 from comvex.training.best_epoch import best_epoch
-from comvex.training.checkpoint import load_latest, load_optimizer_tensors, save_checkpoint
+from comvex.training.checkpoint import Checkpoint, load_latest, remove_unfinished, save_checkpoint
+from comvex.training import curves
 from comvex.training.curves import draw_curves
+from comvex.training.ranks import Ranks
+from comvex.training.recipe import Options
+from comvex.training.step import Learner, StepResult
 
 LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
 class EpochSums:
-    """What is summed over the steps of an epoch; in checkpoints too, so that an epoch can be resumed in its middle."""
+    """What one process sums over the steps of an epoch; in checkpoints too, so that an epoch can be resumed."""
 
-    loss: Tensor
+    loss: float = 0.0
     num_pictures: int = 0
+    gradient_norm: float = 0.0
+    num_steps: int = 0
 
-    def add(self, loss: Tensor, num_pictures: int) -> None:
-        self.loss += loss.detach() * num_pictures
-        self.num_pictures += num_pictures
+    def add(self, result: StepResult) -> None:
+        self.loss += result.loss_sum.item()
+        self.num_pictures += result.num_pictures
+        self.gradient_norm += result.gradient_norm.item()
+        self.num_steps += 1
 
+    @property
     def mean_loss(self) -> float:
-        """Mean loss of the epoch so far; raises ``ValueError`` if it is no longer finite."""
-        mean = float(self.loss) / self.num_pictures if self.num_pictures else 0.0
-        if not math.isfinite(mean):
-            raise UserError(
-                f"The training loss has become {mean}: a smaller --learning-rate or --clip-norm helps; "
-                "the last checkpoint is kept."
-            )
-        return mean
+        """Mean loss of the pictures so far."""
+        return self.loss / max(1, self.num_pictures)
+
+    @property
+    def mean_gradient_norm(self) -> float:
+        """Mean norm of the gradient before clipping, over the steps so far."""
+        return self.gradient_norm / max(1, self.num_steps)
 
 
 class RunRecord:
-    """The record of one run, in memory and in its folder.
+    """The record of one run, in memory and in its folder; every process has it, the first one writes.
 
-    ``history`` has a row per epoch (metrics.csv), ``timing`` likewise (timing.csv), ``unreadable`` a message for each
-    training picture that could not be read. All of it is in every checkpoint, so that no line is lost or doubled.
+    ``history`` has a row per epoch (metrics.csv), ``timing`` likewise (timing.csv), ``heads`` one per epoch, layer and
+    head (heads.csv), ``unreadable`` a message for each training picture that could not be read. What a resumed run
+    needs of it is in every checkpoint, so that no line is lost or doubled.
     """
 
-    def __init__(self, out: Path, *, data: DataSet, config: ConViTConfig, preprocessing: Preprocessing) -> None:
-        self.out, self.data, self.config, self.preprocessing = out, data, config, preprocessing
-        self.task = choose_task(multi_label=data.multi_label)
+    def __init__(
+        self, out: Path, *, data: DataSet, task: Task, preprocessing: Preprocessing, options: Options, ranks: Ranks
+    ) -> None:
+        self.out, self.data, self.task, self.preprocessing = out, data, task, preprocessing
+        self.options, self.ranks = options, ranks
         parts = (data.train, data.val, data.test)
         self.fingerprint = [part.fingerprint() if part is not None else "" for part in parts]
         self.history: list[dict[str, Any]] = []
         self.timing: list[dict[str, Any]] = []
+        self.heads: list[dict[str, Any]] = []
         self.unreadable: dict[str, None] = {}  # in the order of their first appearance
         self.board: SummaryWriter | None = None
         self.epoch_start = time.perf_counter()
+        self.saved_step = 0
 
-    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer, sums: EpochSums) -> int:
-        """Bring everything to the newest undamaged checkpoint; returns the number of steps done.
+    def resume(self, learner: Learner) -> tuple[int, EpochSums]:
+        """Bring everything to the newest undamaged checkpoint; returns the number of steps done and the sums so far.
 
         Raises ``ValueError`` if the pictures are not those that the run began with.
         """
         checkpoint, problems = load_latest(self.out / run_folder.CHECKPOINTS)
         for problem in problems:
             LOGGER.warning("%s The checkpoint before it is used.", problem)
+        self.ranks.wait()  # nobody still reads what the first process is about to remove
         step = checkpoint.step if checkpoint else 0
-        self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=step + 1)
+        if self.ranks.first:
+            remove_unfinished(self.out / run_folder.CHECKPOINTS)
+            self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=step + 1)
         if checkpoint is None:
-            return 0
+            return 0, EpochSums()
         state = checkpoint.state
         if state["data"] != self.fingerprint:
             raise UserError(
                 f"The pictures of {self.data.name} are not those that the run {self.out} began with: put them back as "
                 "they were, choose another --out, or --overwrite to start again."
             )
-        model.load_state_dict(checkpoint.model)
-        load_optimizer_tensors(optimizer, checkpoint.optimizer)
+        learner.load(checkpoint.tensors, state["learner"])
         self.history, self.timing = state["history"], state["timing"]
+        self.heads = read_heads(self.out / run_folder.HEADS, epochs=len(self.history))
         self.unreadable = dict.fromkeys(state["unreadable"])
-        sums.loss += state["epoch_loss"]
-        sums.num_pictures = state["epoch_pictures"]
         self.epoch_start = time.perf_counter() - state["epoch_seconds"]
+        self.saved_step = step
         LOGGER.info("resumed at step %d", step)
-        return step
+        if len(state["sums"]) != self.ranks.num:
+            LOGGER.warning(
+                "The run had %d processes before and has %d now: the order of the pictures is the same, but sums are "
+                "rounded otherwise, so the result is not bit-identical to that of an uninterrupted run.",
+                len(state["sums"]), self.ranks.num,
+            )  # fmt: skip
+        return step, share_of_sums([EpochSums(**values) for values in state["sums"]], self.ranks)
 
-    def save_checkpoint(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, sums: EpochSums, *, step: int
-    ) -> None:
-        sums.mean_loss()  # a run whose loss is not finite keeps the checkpoint from before
+    def save_checkpoint(self, learner: Learner, sums: EpochSums, *, step: int) -> None:
+        all_sums = self.ranks.gather(dataclasses.asdict(sums))
+        self.share_unreadable()
+        if not self.ranks.first:
+            return
         state = {
             "data": self.fingerprint,
             "history": self.history,
             "timing": self.timing,
             "unreadable": list(self.unreadable),
-            "epoch_loss": float(sums.loss),
-            "epoch_pictures": sums.num_pictures,
+            "learner": learner.values(),
+            "sums": all_sums,
             "epoch_seconds": time.perf_counter() - self.epoch_start,
         }
-        save_checkpoint(self.out / run_folder.CHECKPOINTS, step=step, model=model, optimizer=optimizer, state=state)
+        best = self.best()["step"] if self.history else None
+        save_checkpoint(
+            self.out / run_folder.CHECKPOINTS,
+            Checkpoint(step, learner.tensors(), state),
+            keep=self.options.keep_checkpoints,
+            spare=best,
+        )
+        self.saved_step = step
 
     def add_unreadable(self, messages: list[str]) -> None:
         """Note training pictures that could not be read; each is told once."""
@@ -122,62 +148,89 @@ class RunRecord:
                 self.unreadable[message] = None
                 LOGGER.warning("skipped: %s", message)
 
+    def share_unreadable(self) -> None:
+        """Let every process know what the others could not read."""
+        for messages in self.ranks.gather(list(self.unreadable)):
+            self.add_unreadable(messages)
+
     def end_epoch(
-        self, model: nn.Module, sums: EpochSums, evaluation: Evaluation, *, step: int, learning_rate: float
+        self, learner: Learner, sums: EpochSums, evaluation: Evaluation, *, step: int, heads: list[dict[str, Any]]
     ) -> None:
-        """Write down an epoch, and its weights if they are the best so far."""
+        """Write down an epoch, and its weights if they are the best so far; ``heads`` has a row per layer and head."""
+        loss, num_pictures = self.ranks.sum([sums.loss, sums.num_pictures])
+        self.share_unreadable()
         row = {
             "epoch": len(self.history) + 1,
             "step": step,
-            "learning_rate": learning_rate,
-            "train_loss": sums.mean_loss(),
+            "learning_rate": learner.learning_rate,
+            "train_loss": loss / max(1, num_pictures),
+            "gradient_norm": sums.mean_gradient_norm,
             "val_loss": evaluation.loss,
             **{f"val_{name}": value for name, value in evaluation.scores.figures().items()},
         }
         seconds = time.perf_counter() - self.epoch_start
         self.epoch_start = time.perf_counter()
         self.history.append(row)
-        self.timing.append(
-            {"epoch": row["epoch"], "seconds": seconds, "pictures_per_second": sums.num_pictures / seconds}
-        )
+        self.timing.append({"epoch": row["epoch"], "seconds": seconds, "pictures_per_second": num_pictures / seconds})
+        self.heads += [{"epoch": row["epoch"], **head} for head in heads]
+        if not self.ranks.first:
+            return
         if row is self.best():
-            self.save_weights(model, run_folder.BEST_WEIGHTS, row)
-        write_table(self.out / "metrics.csv", self.history)
-        write_table(self.out / "timing.csv", self.timing)
+            self.save_weights(learner, run_folder.BEST_WEIGHTS, row)
+        write_table(self.out / run_folder.METRICS, self.history)
+        write_table(self.out / run_folder.TIMING, self.timing)
+        if self.heads:
+            write_table(self.out / run_folder.HEADS, self.heads)
+        self.show_on_board(row, heads)
+        LOGGER.debug(
+            "epoch %d, step %d: training loss %.4f, validation loss %.4f, %s %.2f %%, %.0f pictures/s",
+            row["epoch"], step, row["train_loss"], row["val_loss"],
+            self.task.criterion_short, row[self.task.criterion], num_pictures / seconds,
+        )  # fmt: skip
+
+    def show_on_board(self, row: dict[str, Any], heads: list[dict[str, Any]]) -> None:
+        """Enter an epoch's figures into TensorBoard, those of the heads as means over each layer."""
         assert self.board is not None
         for name, value in row.items():
             if name not in ("epoch", "step"):
-                self.board.add_scalar(name, value, step)
-        LOGGER.debug(
-            "epoch %d, step %d: training loss %.4f, validation loss %.4f, %s %.2f %%",
-            row["epoch"], step, row["train_loss"], row["val_loss"],
-            self.task.criterion_short, row[self.task.criterion],
-        )  # fmt: skip
+                self.board.add_scalar(name, value, row["step"])
+        for layer in sorted({head["layer"] for head in heads}):
+            of_layer = [head for head in heads if head["layer"] == layer]
+            for name in of_layer[0].keys() - {"layer", "head"}:
+                values = [head[name] for head in of_layer if head[name] is not None]
+                if values:
+                    self.board.add_scalar(f"{name}/layer_{layer}", sum(values) / len(values), row["step"])
 
     def best(self) -> dict[str, Any]:
         """The row of the best epoch so far."""
         return best_epoch(self.history, criterion=self.task.criterion, num_pictures=len(self.data.val or ()))
 
-    def save_weights(self, model: nn.Module, name: Path, row: dict[str, Any]) -> None:
+    def should_stop(self, patience: int | None) -> bool:
+        """Whether that many epochs in a row have not been the best."""
+        return bool(patience and self.history and self.history[-1]["epoch"] - self.best()["epoch"] >= patience)
+
+    def save_weights(self, learner: Learner, name: Path, row: dict[str, Any]) -> None:
+        start = learner.model.info
         info = WeightsInfo(
-            architecture=self.config,
+            architecture=learner.model.config,
             preprocessing=self.preprocessing.to_dict(),
             labels=self.data.classes,
+            licence=start.licence if start is not None else None,
             figures={
                 "data": self.data.name,
                 **{key: row[key] for key in ("epoch", "step", self.task.criterion, "val_loss")},
             },
             multi_label=self.task.multi_label,
         )
-        save_weights(model, self.out / name, info=info)
+        save_weights(learner.evaluated, self.out / name, info=info)
 
-    def note(self, sums: EpochSums) -> str:
-        """The latest figures, for the progress bar."""
-        parts = [f"loss {sums.mean_loss():.3f}"] if sums.num_pictures else []
+    def note(self, sums: EpochSums, *, waiting: float) -> str:
+        """The latest figures, for the progress bar; ``waiting`` is the share of the time spent waiting for data."""
+        parts = [f"loss {sums.mean_loss:.3f}"] if sums.num_pictures else []
         if self.history:
-            last = self.history[-1]
-            parts.append(f"val {self.task.criterion_short} {last[self.task.criterion]:.1f} %")
-            parts.append(f"{self.timing[-1]['pictures_per_second']:.0f} pictures/s")
+            parts.append(f"val {self.task.criterion_short} {self.history[-1][self.task.criterion]:.1f} %")
+        if waiting > 0.02:
+            parts.append(f"{100 * waiting:.0f} % waiting for data")
         return ", ".join(parts)
 
     def finish(self, evaluation: Evaluation, *, part: str, num_parameters: int) -> dict[str, Any]:
@@ -196,6 +249,8 @@ class RunRecord:
             "seconds": seconds,
             "pictures_per_second": rate,
         }
+        if not self.ranks.first:
+            return summary
         if part == "test":  # the figures that the weights' model card tells
             scores = {f"test_{name}": value for name, value in evaluation.scores.figures().items()}
             add_figures(
@@ -204,12 +259,24 @@ class RunRecord:
             )
         title = f"{self.out.name}: {self.data.name}"
         draw_curves(self.history, self.best(), self.out / "curves.png", task=self.task, title=title)
+        if self.heads:
+            curves.draw_heads(self.heads, self.out / "heads.png", title=title)
         write_text(self.out / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
         return summary
 
     def close(self) -> None:
         if self.board is not None:
             self.board.close()
+
+
+def share_of_sums(sums: list[EpochSums], ranks: Ranks) -> EpochSums:
+    """This process's part of what the processes had summed: its own, or with another number of them all or nothing."""
+    if len(sums) == ranks.num:
+        return sums[ranks.rank]
+    same = {"gradient_norm": sums[0].gradient_norm, "num_steps": sums[0].num_steps}
+    if not ranks.first:
+        return EpochSums(**same)
+    return EpochSums(loss=sum(s.loss for s in sums), num_pictures=sum(s.num_pictures for s in sums), **same)
 
 
 def write_table(file: Path, rows: list[dict[str, Any]]) -> None:
@@ -219,3 +286,19 @@ def write_table(file: Path, rows: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(file, text.getvalue())
+
+
+def read_heads(file: Path, *, epochs: int) -> list[dict[str, Any]]:
+    """The rows of heads.csv up to an epoch; the file is written before that epoch's checkpoint."""
+    if not file.exists():
+        return []
+    with file.open(encoding="utf-8", newline="") as stream:
+        rows = [{name: number(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+    return [row for row in rows if row["epoch"] is not None and row["epoch"] <= epochs]
+
+
+def number(text: str) -> int | float | None:
+    """What ``write_table`` wrote: a whole number, another one in full, or nothing."""
+    if text == "":
+        return None
+    return int(text) if text.lstrip("-").isdecimal() else float(text)

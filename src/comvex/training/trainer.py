@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import shutil
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 import comvex
 from comvex import run_folder
-from comvex.convit.config import ConViTConfig
+from comvex.convit import analysis
 from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.convit.weights import load_model
+from comvex.data.balance import sampling_weights
 from comvex.data.loading import Batch, Sample, StepOrder, TrainingPictures, evaluation_loader, training_loader
 from comvex.data.sources import DataSet, PictureSet, open_data
 from comvex.data.transforms import Preprocessing
@@ -29,15 +30,18 @@ from comvex.errors import UserError
 from comvex.files import write_text
 from comvex.inference.evaluate import Evaluation, evaluate
 from comvex.inference.task import Task, choose_task
-from comvex.randomness import derive_seed
-from comvex.training.build import build_config, build_optimizer, build_preprocessing, build_schedule, settle
-from comvex.training.progress import log_to, training_progress
+from comvex.training.build import build_model, build_preprocessing, settle
+from comvex.training.failure import explain_failures, keep_failure
+from comvex.training.progress import RunProgress, log_to
+from comvex.training.ranks import Ranks, joined_ranks
 from comvex.training.recipe import Options, Recipe, differences
 from comvex.training.record import EpochSums, RunRecord
+from comvex.training.step import Learner, NotFiniteError
+from comvex.training.stopping import StoppedError, StopRequest, stop_requests
 
 LOGGER = logging.getLogger(__name__)
-INITIAL_WEIGHTS, STEP = 11, 12
-"""Purposes that a seed is derived for."""
+NUM_WATCHED = 32
+"""Validation pictures on which the attention heads are watched."""
 
 
 @dataclass(frozen=True)
@@ -48,27 +52,30 @@ class Plan:
     options: Options
     data: DataSet
     task: Task
-    config: ConViTConfig
+    model: ConViTWithLinearClassifier
+    """With the weights that training starts from."""
     preprocessing: Preprocessing
     num_steps: int
     device: torch.device
+    ranks: Ranks
 
 
-def make_plan(recipe: Recipe, options: Options) -> Plan:
+def make_plan(recipe: Recipe, options: Options, device: torch.device, ranks: Ranks) -> Plan:
     """Open the data and settle what the recipe leaves open; raises ``ValueError`` for whatever does not fit."""
     data = open_data(
         recipe.data, split_seed=recipe.split_seed, fraction=recipe.fraction, val_fraction=recipe.val_fraction
     )
-    config = build_config(recipe.model, data)
+    model = build_model(recipe, data)
     return Plan(
         recipe=settle(recipe, data),
         options=options,
         data=data,
         task=choose_task(multi_label=data.multi_label),
-        config=config,
-        preprocessing=build_preprocessing(config, data),
+        model=model,
+        preprocessing=build_preprocessing(model, data),
         num_steps=recipe.num_steps(len(data.train)),
-        device=choose_device(options.device),
+        device=device,
+        ranks=ranks,
     )
 
 
@@ -76,105 +83,193 @@ def train(recipe: Recipe, out: Path, *, options: Options | None = None) -> dict[
     """Carry out a recipe in a run folder and return its summary; safe to repeat at any time.
 
     A new folder starts a run, an unfinished run of the same recipe goes on from its last checkpoint with results
-    identical to an uninterrupted one, a finished run gives its summary at once.
+    identical to an uninterrupted one, a finished run gives its summary at once. Started by torchrun, the processes
+    train together. SIGTERM, SIGUSR1 and Ctrl-C finish the step, save, and raise ``StoppedError``.
 
     Raises ``ValueError`` for data or values that do not fit (nothing is written then), a folder that holds something
-    else or another recipe, or a loss that is no longer finite.
+    else or another recipe, a loss that is no longer finite, memory that does not suffice, or a folder that cannot be
+    written to; the last checkpoint is kept.
     """
     options = options or Options()
-    check_folder(recipe, out, overwrite=options.overwrite)
-    summary = run_folder.read_summary(out)
-    if summary is not None and not options.overwrite:
-        return summary
+    device = choose_device(options.device)
+    with joined_ranks(device) as ranks:
+        check_folder(recipe, out, overwrite=options.overwrite)
+        summary = run_folder.read_summary(out)
+        if summary is not None and not options.overwrite:
+            return summary
+        with machine_settings(options, device):
+            plan = make_plan(recipe, options, device, ranks)
+            ranks.wait()  # everyone has looked at the folder
+            with explain_failures(recipe, out):
+                if ranks.first:
+                    begin_folder(recipe, out, overwrite=options.overwrite)
+                with log_to(out / "log.txt", enabled=ranks.first), stop_requests() as stop:
+                    return carry_out(plan, out, stop)
+
+
+@contextmanager
+def machine_settings(options: Options, device: torch.device) -> Iterator[None]:
+    """Within it PyTorch computes with the threads, and as deterministically, as the options say."""
+    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn.deterministic
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    plan = make_plan(recipe, options)
-    begin_folder(recipe, out, overwrite=options.overwrite)
-    with log_to(out / "log.txt"):
-        return carry_out(plan, out)
+    if options.deterministic and device.type == "cuda":
+        torch.backends.cudnn.deterministic = True
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.deterministic = cudnn
+        torch.use_deterministic_algorithms(False)
 
 
-def carry_out(plan: Plan, out: Path) -> dict[str, Any]:
+def carry_out(plan: Plan, out: Path, stop: StopRequest) -> dict[str, Any]:
     """The run itself: model, optimiser, resume, loop, evaluation."""
-    recipe, data, device, num_steps = plan.recipe, plan.data, plan.device, plan.num_steps
+    recipe, data, ranks = plan.recipe, plan.data, plan.ranks
+    describe(plan)
+    learner = Learner(
+        plan.model, recipe, data=data, task=plan.task, device=plan.device, options=plan.options, ranks=ranks
+    )
 
-    torch.manual_seed(derive_seed(recipe.seed, INITIAL_WEIGHTS))
-    model = ConViTWithLinearClassifier(plan.config).to(device)
-    optimizer = build_optimizer(model, recipe)
-    schedule = build_schedule(optimizer, recipe, num_steps)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    # First to resume, then the given weights or from scratch, which the plan's model has
+    record = RunRecord(
+        out, data=data, task=plan.task, preprocessing=plan.preprocessing, options=plan.options, ranks=ranks
+    )
+    with closing(record):
+        train_steps(plan, learner, record, stop)
+
+        # The test pictures are touched here, once, by the weights that were best in validation
+        if ranks.first:
+            record.save_weights(learner, run_folder.LAST_WEIGHTS, record.history[-1])
+        ranks.wait()
+        best = load_model(out / run_folder.BEST_WEIGHTS).to(plan.device)
+        part = "test" if data.test is not None and len(data.test) else "val"
+        num_parameters = sum(parameter.numel() for parameter in plan.model.parameters())
+        return record.finish(evaluate_part(best, plan, part), part=part, num_parameters=num_parameters)
+
+
+def train_steps(plan: Plan, learner: Learner, record: RunRecord, stop: StopRequest) -> None:
+    """All steps from the last checkpoint to the last step, or to where patience ends.
+
+    Raises ``StoppedError``, after a checkpoint, if a stop is asked for.
+    """
+    recipe, options, ranks, num_steps = plan.recipe, plan.options, plan.ranks, plan.num_steps
+    step, sums = record.resume(learner)
+    order = step_order(plan, start=step)
+    watched = watched_pictures(plan)
+    progress = RunProgress(num_steps, start=step, per_epoch=order.steps_per_epoch, enabled=ranks.first)
+    finished = step == num_steps or record.should_stop(recipe.patience)
+    last_saved = time.monotonic()
+    plan.model.train()
+    with closing(training_batches(plan, order)) as batches, progress:
+        while not finished:
+            step += 1
+            with progress.waiting():
+                micro_batches = [next(batches) for _ in range(options.accumulate)]
+            for batch in micro_batches:
+                record.add_unreadable(batch.unreadable)
+            # One exchange a step: all processes see the same numbers and decide alike
+            num_readable = sum(len(batch.labels) for batch in micro_batches)
+            too_long = ranks.first and time.monotonic() - last_saved > 60 * options.checkpoint_minutes
+            num_pictures, stopping, saving = ranks.sum([num_readable, bool(stop), too_long])
+            if num_pictures:
+                try:
+                    sums.add(learner.step(step, micro_batches, num_pictures=int(num_pictures)))
+                except NotFiniteError as error:
+                    raise keep_failure(record.out, error, learner, micro_batches, plan.data.train, step=step) from error
+            finished = step == num_steps
+            epoch_ends = finished or step % order.steps_per_epoch == 0
+            if epoch_ends:
+                evaluation = evaluate_part(learner.evaluated, plan, "val")
+                heads = (
+                    analysis.head_figures(learner.evaluated, watched)
+                    if ranks.first and hasattr(analysis, "head_figures")
+                    else []
+                )
+                record.end_epoch(learner, sums, evaluation, step=step, heads=heads)
+                sums = EpochSums()
+                finished = finished or record.should_stop(recipe.patience)
+            if epoch_ends or saving or stopping or step % (options.checkpoint_steps or num_steps) == 0:
+                record.save_checkpoint(learner, sums, step=step)
+                last_saved = time.monotonic()
+            if stopping and not finished:
+                stopped = StoppedError(step, stop.name or "a signal to another process")
+                LOGGER.info("%s", stopped)
+                raise stopped
+            progress.show(step, record, sums)
+
+
+def describe(plan: Plan) -> None:
+    """Log what is about to be trained on what."""
+    data, ranks = plan.data, plan.ranks
     LOGGER.info(
-        "%s: %d classes%s, %d training, %d validation, %d test pictures; %d parameters, %d x %d pixels; %d steps on %s",
+        "%s: %d classes%s, %d training, %d validation, %d test pictures; "
+        "%d parameters, %d x %d pixels; %d steps on %s%s",
         data.name, len(data.classes), " (multi-label)" if data.multi_label else "",
         len(data.train), len(data.val or ()), len(data.test or ()),
-        num_parameters, *plan.preprocessing.image_size, num_steps, device,
+        sum(parameter.numel() for parameter in plan.model.parameters()), *plan.preprocessing.image_size,
+        plan.num_steps, plan.device, f", {ranks.num} processes" if ranks.num > 1 else "",
     )  # fmt: skip
 
-    # First to resume, then from scratch
-    record = RunRecord(out, data=data, config=plan.config, preprocessing=plan.preprocessing)
-    sums = EpochSums(torch.zeros((), device=device))
-    start = record.resume(model, optimizer, sums)
 
-    order = StepOrder(len(data.train), recipe.batch_size, seed=recipe.seed, start=start, stop=num_steps)
-    num_epochs = math.ceil(num_steps / order.steps_per_epoch)
-    model.train()
-    last_saved, last_shown = time.monotonic(), -math.inf
-    with closing(record), training_progress() as progress:
-        task = progress.add_task("training", total=num_steps, completed=start, note="")
-        for step, batch in enumerate(training_batches(plan, order), start=start + 1):
-            schedule.step_update(step - 1)
-            record.add_unreadable(batch.unreadable)
-            if len(batch.labels):
-                torch.manual_seed(derive_seed(recipe.seed, STEP, step))
-                sums.add(training_step(model, optimizer, batch, plan), len(batch.labels))
-            finished = step == num_steps
-            if finished or step % order.steps_per_epoch == 0:
-                evaluation = evaluate_part(model, plan, "val")
-                record.end_epoch(model, sums, evaluation, step=step, learning_rate=optimizer.param_groups[0]["lr"])
-                sums = EpochSums(torch.zeros((), device=device))
-            if finished or time.monotonic() - last_saved > plan.options.checkpoint_seconds:
-                record.save_checkpoint(model, optimizer, sums, step=step)
-                last_saved = time.monotonic()
-            if finished or time.monotonic() - last_shown > 0.5:
-                description = f"epoch {math.ceil(step / order.steps_per_epoch)}/{num_epochs}"
-                progress.update(task, completed=step, description=description, note=record.note(sums))
-                last_shown = time.monotonic()
-
-    # The test pictures are touched here, once, by the weights that were best in validation
-    record.save_weights(model, run_folder.LAST_WEIGHTS, record.history[-1])
-    best = load_model(out / run_folder.BEST_WEIGHTS).to(device)
-    part = "test" if data.test is not None and len(data.test) else "val"
-    return record.finish(evaluate_part(best, plan, part), part=part, num_parameters=num_parameters)
+def step_order(plan: Plan, *, start: int) -> StepOrder:
+    """Which pictures the steps after ``start`` show, as far as this process has to do with them."""
+    recipe, pictures = plan.recipe, plan.data.train
+    return StepOrder(
+        len(pictures),
+        recipe.batch_size,
+        seed=recipe.seed,
+        start=start,
+        stop=plan.num_steps,
+        repeats=recipe.repeats,
+        weights=sampling_weights(pictures.labels, len(plan.data.classes)) if recipe.balance == "sampling" else None,
+        accumulate=plan.options.accumulate,
+        rank=plan.ranks.rank,
+        num_ranks=plan.ranks.num,
+    )
 
 
-def training_batches(plan: Plan, order: StepOrder) -> DataLoader[Sample]:
-    """Augmented batches for the steps of ``order``."""
-    transform = plan.preprocessing.training_transform(plan.recipe.augment, mirrored=plan.data.mirrored)
-    channels, seed = plan.preprocessing.channels, plan.recipe.seed
-    pictures = TrainingPictures(plan.data.train, transform, channels=channels, seed=seed)
-    workers = num_workers(plan.data.train, plan.options)
-    return training_loader(pictures, order, workers=workers, pin_memory=plan.device.type == "cuda")
+def training_batches(plan: Plan, order: StepOrder) -> Iterator[Batch]:
+    """Augmented micro-batches for the steps of ``order``."""
+    yield from training_loader(
+        TrainingPictures(
+            plan.data.train,
+            plan.preprocessing.training_transform(plan.recipe.augment, mirrored=plan.data.mirrored),
+            channels=plan.preprocessing.channels,
+            seed=plan.recipe.seed,
+        ),
+        order,
+        workers=num_workers(plan.data.train, plan.options),
+        pin_memory=plan.device.type == "cuda",
+    )
 
 
-def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, plan: Plan) -> Tensor:
-    """Forward, backward and one step of the optimiser; returns the mean loss of the batch."""
-    pictures = batch.pictures.to(plan.device, non_blocking=True)
-    labels = batch.labels.to(plan.device, non_blocking=True)
-    loss = plan.task.loss(model(pictures), labels, smoothing=plan.recipe.label_smoothing)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), plan.recipe.clip_norm)
-    optimizer.step()
-    return loss
+def part_loader(plan: Plan, part: str, *, batch_size: int = 256) -> DataLoader[Sample]:
+    """The pictures of a part, each once over all processes, without anything random."""
+    pictures = plan.data.part(part)
+    return evaluation_loader(
+        pictures,
+        plan.preprocessing.transform(),
+        channels=plan.preprocessing.channels,
+        batch_size=batch_size,
+        workers=num_workers(pictures, plan.options),
+        rank=plan.ranks.rank,
+        num_ranks=plan.ranks.num,
+    )
 
 
 def evaluate_part(model: nn.Module, plan: Plan, part: str) -> Evaluation:
-    """Evaluate on the training, validation or test pictures."""
-    pictures = plan.data.part(part)
-    transform, channels = plan.preprocessing.transform(), plan.preprocessing.channels
-    workers = num_workers(pictures, plan.options)
-    loader = evaluation_loader(pictures, transform, channels=channels, batch_size=256, workers=workers)
-    return evaluate(model, loader, task=plan.task, num_classes=len(plan.data.classes), device=plan.device)
+    """Evaluate on the training, validation or test pictures, all processes together."""
+    return evaluate(
+        model, part_loader(plan, part), task=plan.task, num_classes=len(plan.data.classes), device=plan.device
+    )
+
+
+def watched_pictures(plan: Plan) -> torch.Tensor:
+    """The validation pictures (B, C, height, width) on which the heads are watched, the same in every epoch."""
+    first = next(iter(part_loader(plan, "val", batch_size=NUM_WATCHED)))
+    return first.pictures.to(plan.device)
 
 
 def num_workers(pictures: PictureSet, options: Options) -> int:

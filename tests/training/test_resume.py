@@ -1,0 +1,179 @@
+"""Runs that are killed or asked to stop at any instant, and go on as if they had not been: real processes."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+STEPS = 60
+SMOKE = [
+    "train", "smoke", "--steps", STEPS, "--batch-size", 32, "--threads", 1, "--checkpoint-steps", 4, "--patience", 50,
+]  # fmt: skip
+"""Every source of randomness is on: augmentation, Mixup, CutMix, drop path, whole-head dropout, averaged weights."""
+
+
+def launch(out: Path, *arguments: object, processes: int = 1) -> subprocess.Popen[bytes]:
+    """``comvex train smoke`` in a session of its own, started by torchrun if it is several processes."""
+    start = [sys.executable, "-m", "comvex"]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        start += ["--master-port", str(port), "-m", "comvex"]
+    command = [*start, *map(str, SMOKE), "--out", str(out), *map(str, arguments)]
+    with (out.parent / f"{out.name}.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def finish(out: Path, *arguments: object, processes: int = 1) -> None:
+    assert launch(out, *arguments, processes=processes).wait(300) == 0, (out.parent / f"{out.name}.log").read_text()
+
+
+def saved_steps(out: Path) -> list[int]:
+    return sorted(int(folder.name[5:]) for folder in (out / "checkpoints").glob("step-*"))
+
+
+def wait_until(condition, process: subprocess.Popen[bytes], *, timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def resumed_steps(out: Path) -> list[int]:
+    lines = (out / "log.txt").read_text().splitlines()
+    return [int(line.rsplit(" ", 1)[1]) for line in lines if "resumed at step" in line]
+
+
+def assert_identical(one: Path, other: Path) -> None:
+    """Metrics, heads and weights, byte for byte, and the last checkpoint with optimiser and averaged weights."""
+    assert saved_steps(one) == saved_steps(other)
+    last = Path("checkpoints") / f"step-{saved_steps(one)[-1]:08d}"
+    names = ["metrics.csv", "heads.csv", "weights/best.safetensors", "weights/last.safetensors"]
+    names += [str(last / f"{name}.safetensors") for name in ("model", "optimizer", "ema")]
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    figures = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
+    for name in ("top1", "top5", "loss", "num_unreadable", "best_epoch"):
+        assert figures[0][name] == figures[1][name]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    finish(out, "--workers", 0)
+    return out
+
+
+def test_a_run_killed_three_times_ends_as_if_it_had_not_been(undisturbed, tmp_path):
+    out, seen = tmp_path / "run", []
+    for number in range(3):
+        process = launch(out, "--workers", 2)
+        wait_until(lambda: saved_steps(out) and saved_steps(out)[-1] >= 14 * (number + 1), process)  # noqa: B023
+        if number == 1:  # in the middle of saving
+            wait_until(lambda: list((out / "checkpoints").glob(".*unfinished/*")), process)
+        time.sleep(0.013 * number)
+        kill(process)
+        seen.append(saved_steps(out)[-1])
+    finish(out, "--workers", 1)
+    assert resumed_steps(out) == seen
+    assert_identical(out, undisturbed)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_finishes_the_step_saves_and_says_try_again(name, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    process = launch(out, "--workers", 2, "--checkpoint-steps", 1000)
+    wait_until(lambda: "epoch 1," in (out.parent / "run.log").read_text(), process)
+    process.send_signal(getattr(signal, name))
+    assert process.wait(60) == (130 if name == "SIGINT" else 75)
+    step = saved_steps(out)[-1]
+    assert f"comvex: stopped at step {step} by {name}" in (out.parent / "run.log").read_text()
+    finish(out)
+    assert resumed_steps(out) == [step]
+    same = {
+        name: (out / name).read_bytes() == (undisturbed / name).read_bytes() for name in ("metrics.csv", "heads.csv")
+    }
+    assert all(same.values()), same
+
+
+def test_a_checkpoint_damaged_by_hand_is_passed_over(undisturbed, tmp_path):
+    out = tmp_path / "run"
+    process = launch(out, "--workers", 0)
+    wait_until(lambda: len(saved_steps(out)) > 1 and saved_steps(out)[-1] >= 20, process)
+    kill(process)
+    *_, before, last = saved_steps(out)
+    file = out / "checkpoints" / f"step-{last:08d}" / "ema.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    finish(out)
+    assert resumed_steps(out) == [before]
+    assert f"{file} is damaged. The checkpoint before it is used." in (out / "log.txt").read_text()
+    assert_identical(out, undisturbed)
+
+
+def test_two_processes_killed_and_resumed_end_as_if_they_had_not_been(tmp_path):
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    process = launch(out, "--workers", 0, processes=2)
+    wait_until(lambda: saved_steps(out) and saved_steps(out)[-1] >= 24, process)
+    kill(process)
+    seen = saved_steps(out)[-1]
+    finish(out, "--workers", 0, processes=2)
+    finish(whole, "--workers", 0, processes=2)
+    assert resumed_steps(out) == [seen]
+    assert_identical(out, whole)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
+    out = tmp_path / "run"
+    process = launch(out, "--workers", 0, processes=2)
+    wait_until(lambda: saved_steps(out) and saved_steps(out)[-1] >= 20, process)
+    kill(process)
+    finish(out, "--workers", 0)
+    assert "had 2 processes before and has 1 now" in (out / "log.txt").read_text()
+    assert json.loads((out / "summary.json").read_text())["num_pictures"] == 360
+    assert (out / "metrics.csv").read_text().count("\n") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2, 4])
+def test_twenty_kills_change_nothing(processes, workers, tmp_path):
+    """Each kill at an instant of chance, most after the first save, every fourth in the middle of saving."""
+    out, whole, chance = tmp_path / "run", tmp_path / "whole", random.Random(100 * processes + workers)
+    arguments = ("--workers", workers, "--steps", 400)
+    finish(whole, *arguments, processes=processes)
+    for number in range(20):
+        process = launch(out, *arguments, processes=processes)
+        before = max(saved_steps(out), default=0)
+        if number % 5:
+            wait_until(lambda: max(saved_steps(out), default=0) > before, process)  # noqa: B023
+            time.sleep(chance.uniform(0, 0.3))
+        else:
+            time.sleep(chance.uniform(0, 8))
+        if number % 4 == 1:
+            wait_until(lambda: list((out / "checkpoints").glob(".*unfinished/*")), process)
+        kill(process)
+        if (out / "log.txt").exists() and resumed_steps(out):
+            assert resumed_steps(out)[-1] >= before or "resumed" not in (out / "log.txt").read_text().splitlines()[-1]
+    finish(out, *arguments, processes=processes)
+    assert_identical(out, whole)
+    shutil.rmtree(whole)
+    assert load_file(out / "weights" / "best.safetensors")
