@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from comvex.data.reading import read_picture, to_channels
+from comvex.data.full_depth import as_values, fit_channels, read_values
+from comvex.data.reading import StoredPicture, printable, read_picture, to_channels
 from comvex.data.splits import grouped_share, rarest_label, stratified_share
 from comvex.errors import UserError
 from comvex.preprocessing import IMAGENET_MEAN, IMAGENET_STD
@@ -19,15 +21,18 @@ from comvex.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 @dataclass(frozen=True)
 class PictureSet:
-    """Pictures with labels: files, read when asked for, or 8-bit grey pictures (num, height, width) in memory.
+    """Pictures with labels: files or what stands for them, read when asked for, or 8-bit pictures in memory.
 
-    ``labels`` is (num,), the class of each picture, or multi-label (num, num_classes) of 0 and 1. ``groups`` (num,)
-    has a number for each picture, the same for those that no split may part (of one patient, from one site).
+    Those in memory are (num, height, width) of grey or (num, height, width, 3) of RGB. ``labels`` is (num,), the class
+    of each picture, or multi-label (num, num_classes) of 0 and 1. ``groups`` (num,) has a number for each picture, the
+    same for those that no split may part (of one patient, from one site). ``full_depth`` says whether pictures are read
+    with all their bits and channels.
     """
 
-    pictures: Sequence[Path] | NDArray[np.uint8]
+    pictures: Sequence[Path] | Sequence[StoredPicture] | NDArray[np.uint8]
     labels: NDArray[np.integer]
     groups: NDArray[np.int64] | None = None
+    full_depth: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,24 +45,32 @@ class PictureSet:
     def multi_label(self) -> bool:
         return self.labels.ndim == 2
 
-    def read(self, index: int, *, channels: int) -> Image.Image:
-        """One picture, 8-bit grey or RGB; raises ``UnreadablePictureError`` if its file is damaged."""
+    def read(self, index: int, *, channels: int) -> Image.Image | NDArray[np.float32]:
+        """One picture, 8-bit grey or RGB, or at full depth an array (height, width, channels) of float32.
+
+        Raises ``UnreadablePictureError`` if its file is damaged, or at full depth has another number of channels.
+        """
         picture = self.pictures[index]
         if isinstance(picture, np.ndarray):
+            if self.full_depth:
+                return fit_channels(as_values(picture), channels)
             return to_channels(Image.fromarray(picture), channels=channels)
+        if self.full_depth:
+            return read_values(picture, channels=channels)
         return read_picture(picture, channels=channels)
 
     def name(self, index: int) -> str:
         """What to call a picture in a message: its file, or its number."""
-        return f"number {index}" if self.in_memory else str(self.pictures[index])
+        return f"number {index}" if self.in_memory else printable(self.pictures[index])
 
     def where(self, chosen: NDArray[np.bool_]) -> PictureSet:
         """The pictures for which ``chosen`` (num,) is true, in the same order."""
         groups = self.groups[chosen] if self.groups is not None else None
         if isinstance(self.pictures, np.ndarray):
-            return PictureSet(self.pictures[chosen], self.labels[chosen], groups)
-        files = [self.pictures[index] for index in np.flatnonzero(chosen).tolist()]
-        return PictureSet(files, self.labels[chosen], groups)
+            pictures = self.pictures[chosen]
+        else:
+            pictures = list(itertools.compress(self.pictures, chosen.tolist()))
+        return replace(self, pictures=pictures, labels=self.labels[chosen], groups=groups)
 
     def share(self, share: float, *, seed: int) -> NDArray[np.bool_]:
         """Which pictures (num,) belong to a share of the whole; the shares of one seed are nested.
@@ -107,10 +120,26 @@ class DataSet:
     mirrored: bool
     """Whether a picture means the same in the mirror, so that training may flip it."""
 
+    class_ids: tuple[str, ...] = ()
+    """The folders' names where ``classes`` are more readable ones (WordNet ids of ImageNet); else empty."""
+
     @property
     def multi_label(self) -> bool:
         """Whether a picture may have none or several of the classes."""
         return self.train.multi_label
+
+    @property
+    def full_depth(self) -> bool:
+        """Whether pictures are read with all their bits and channels, not as 8-bit grey or RGB."""
+        return self.train.full_depth
+
+    def read_at(self, *, full_depth: bool) -> DataSet:
+        """The same data, read at full depth or not, as a model wants them."""
+        parts = {
+            name: None if part is None else replace(part, full_depth=full_depth)
+            for name, part in (("train", self.train), ("val", self.val), ("test", self.test))
+        }
+        return replace(self, **parts)
 
     def part(self, name: str) -> PictureSet:
         """The part called "train", "val" or "test"; raises ``ValueError`` if there is none."""

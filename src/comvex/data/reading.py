@@ -1,6 +1,11 @@
 """From the bytes of a picture file to an 8-bit Pillow picture that is grey or RGB and the right way up."""
 
+import io
+import os
+import struct
+import zlib
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -11,36 +16,67 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", "
 """Endings of the files that count as pictures in a folder, in lower case."""
 
 CHANNEL_MODES = {1: "L", 3: "RGB"}
-"""Pillow's mode for each number of channels that pictures can be read with."""
+"""Pillow's mode for each number of channels that 8-bit pictures can be read with."""
 
 WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 """Pillow's modes with more than eight bits of grey."""
+
+DECODING_ERRORS = (
+    OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError, MemoryError,
+    struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+"""What decoders raise for a damaged file: by now many kinds of error."""
 
 
 class UnreadablePictureError(UserError):
     """A file that is no picture, or a damaged one; the message names it and says why."""
 
 
-def read_picture(file: str | Path, *, channels: int = 3) -> Image.Image:
+class StoredPicture(Protocol):
+    """An encoded picture inside something larger, such as a tar file; ``str()`` of it is its name in messages."""
+
+    def content(self) -> bytes:
+        """The bytes that would be its file; raises ``OSError`` if they cannot be had."""
+        ...
+
+
+PictureFile = str | Path | StoredPicture
+
+
+def read_picture(file: PictureFile, *, channels: int = 3) -> Image.Image:
     """The picture in a file, turned as its EXIF orientation says, with 1 (grey) or 3 (RGB) channels of 8 bits.
 
     Raises ``UnreadablePictureError`` if there is no such file, or Pillow cannot decode all of it.
     """
     try:
-        with Image.open(file) as picture:
+        with open_picture(file) as stream, Image.open(stream) as picture:
             picture.load()
             return to_channels(ImageOps.exif_transpose(picture), channels=channels)
-    except FileNotFoundError as error:
-        raise UnreadablePictureError(f"There is no picture {file}.") from error
-    # Pillow's decoders report damage by many kinds of error; whatever it was, this file cannot be read.
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, Image.DecompressionBombError) as error:
-        raise UnreadablePictureError(f"The picture {file} cannot be read: {_reason(error)}.") from error
+    except DECODING_ERRORS as error:
+        raise unreadable(file, error) from error
 
 
-def _reason(error: Exception) -> str:
+def open_picture(file: PictureFile) -> BinaryIO:
+    """The bytes of a picture as a stream."""
+    return Path(file).open("rb") if isinstance(file, str | Path) else io.BytesIO(file.content())
+
+
+def unreadable(file: PictureFile, error: Exception) -> UnreadablePictureError:
+    """The error that names the file and says what is wrong with it."""
+    if isinstance(error, FileNotFoundError):
+        return UnreadablePictureError(f"There is no picture {printable(file)}.")
     if isinstance(error, Image.UnidentifiedImageError):
-        return "it is in no picture format that Pillow knows"
-    return str(error).strip().rstrip(".") or type(error).__name__
+        reason = "it is in no picture format that Pillow knows"
+    elif isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    else:
+        reason = str(error).strip().rstrip(".") or type(error).__name__
+    return UnreadablePictureError(f"The picture {printable(file)} cannot be read: {reason}.")
+
+
+def printable(name: object) -> str:
+    """A name that can be printed and written as UTF-8, also where a file system has bytes that are no text."""
+    return os.fsencode(str(name)).decode("utf-8", errors="backslashreplace")
 
 
 def to_channels(picture: Image.Image, *, channels: int) -> Image.Image:

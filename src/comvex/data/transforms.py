@@ -1,17 +1,22 @@
-"""From a Pillow picture to a normalised tensor: the same way for every picture, or with random changes in training."""
+"""From a picture to a normalised tensor: the same way for every picture, or with random changes in training.
+
+A picture is an 8-bit Pillow picture or, at full depth, an array (height, width, channels) of float32.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms as T
+from torchvision.transforms.v2 import functional as F
 
 from comvex.data.augmentation import Augmentation
 from comvex.data.reading import CHANNEL_MODES
@@ -20,6 +25,13 @@ from comvex.preprocessing import check_preprocessing
 
 SMALLEST_ERASED = 16
 """Pixels a side from which random erasing is on by default: in smaller pictures it hides what tells the class."""
+LONGEST = 16
+"""A picture this many times longer than the model's shape loses its ends before it is resized, which would make it
+huge; the middle crop removes them in any case."""
+INTERPOLATIONS = {"bicubic": T.InterpolationMode.BICUBIC, "bilinear": T.InterpolationMode.BILINEAR}
+
+Picture = Image.Image | NDArray[np.float32]
+Transform = Callable[[Picture], Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,20 +41,28 @@ class Preprocessing:
     image_size: tuple[int, int]
     """(height, width) in pixels."""
     channels: int
-    """1 (grey) or 3 (RGB)."""
+    """1 (grey) or 3 (RGB); at full depth any number."""
     mean: tuple[float, ...]
     """Subtracted from each channel, on the scale from 0 to 1."""
     std: tuple[float, ...]
     """Divides each channel, on the scale from 0 to 1."""
     crop_pct: float = 1.0
     """Share of the resized picture's side that the middle crop keeps; 0.875 for the published models."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """How pictures are resized, with antialiasing."""
+    full_depth: bool = False
+    """Whether pictures are read with all their bits and channels (``data/full_depth.py``), not as 8-bit grey or RGB."""
 
     def __post_init__(self) -> None:
-        if self.channels not in CHANNEL_MODES:
-            raise UserError(f"channels is {self.channels}: pictures are read with 1 (grey) or 3 (RGB) channels.")
-        if not len(self.mean) == len(self.std) == self.channels:
+        if not self.full_depth and self.channels not in CHANNEL_MODES:
+            raise UserError(
+                f"channels is {self.channels}: pictures of 8 bits are read with 1 (grey) or 3 (RGB) channels."
+            )
+        if not len(self.mean) == len(self.std) == self.channels > 0:
             raise UserError(f"mean {self.mean} and std {self.std} must have {self.channels} numbers, one a channel.")
         check_preprocessing(self.mean, self.std, self.crop_pct)
+        if self.interpolation not in INTERPOLATIONS:
+            raise UserError(f"interpolation is {self.interpolation!r}: it must be {' or '.join(INTERPOLATIONS)}.")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -52,34 +72,50 @@ class Preprocessing:
         """The inverse of ``to_dict``, also after a way through JSON, which has no tuples."""
         try:
             height, width = values["image_size"]
-            mean, std = tuple(values["mean"]), tuple(values["std"])
-            return cls((height, width), values["channels"], mean, std, values.get("crop_pct", 1.0))
+            optional = {name: values[name] for name in ("crop_pct", "interpolation", "full_depth") if name in values}
+            return cls((height, width), values["channels"], tuple(values["mean"]), tuple(values["std"]), **optional)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"The preprocessing of these weights does not say what to do: {error}.") from error
 
-    def transform(self) -> Callable[[Image.Image], Tensor]:
-        """Resize so that the picture covers the size (bicubic, antialiased), crop the middle, scale, normalise.
+    def transform(self) -> Transform:
+        """Resize so that the picture covers the size (antialiased), crop the middle, scale, normalise.
 
-        Maps an 8-bit picture of ``channels`` channels to a float tensor (channels, height, width). With ``crop_pct``
-        below 1 the picture is resized to that much more than the size, as timm's validation does.
+        Maps a picture of ``channels`` channels to a float tensor (channels, height, width). With ``crop_pct`` below 1
+        the picture is resized to that much more than the size, as timm's validation does.
         """
         height, width = (math.floor(side / self.crop_pct) for side in self.image_size)
-        return T.Compose([Cover(height, width), T.CenterCrop(self.image_size), *self._to_tensor()])
+        return T.Compose(
+            [*self._start(), Cover(height, width, self.interpolation), T.CenterCrop(self.image_size), *self._finish()]
+        )
 
-    def training_transform(self, augmentation: Augmentation, *, mirrored: bool) -> Callable[[Image.Image], Tensor]:
-        """As ``transform``, with the random changes of training; they draw from torch's CPU generator alone.
+    def training_transform(self, augmentation: Augmentation, *, mirrored: bool) -> Transform:
+        """As ``transform``, with the random changes of training; what it draws from, ``seeded`` seeds.
 
         ``mirrored`` says whether flipping is right for these pictures if the augmentation leaves that open.
+
+        Raises ``ValueError`` if RandAugment is asked for in words that timm does not know, or at full depth.
         """
-        steps: list[Any] = []
-        fill: Any = [round(255 * value) for value in self.mean] if self.channels > 1 else 0
+        steps = [*self._start(), *self._random_shape(augmentation)]
+        flip = augmentation.horizontal_flip
+        if flip is None:
+            flip = 0.5 if mirrored else 0.0
+        if flip:
+            steps.append(T.RandomHorizontalFlip(flip))
+        if augmentation.auto_augment:
+            steps.append(self._rand_augment(augmentation.auto_augment))
+        elif augmentation.color_jitter:
+            jitter = augmentation.color_jitter
+            steps.append(JitterValues(jitter) if self.full_depth else T.ColorJitter(jitter, jitter, jitter))
+        return T.Compose([*steps, *self._finish(), *self._random_erasing(augmentation)])
+
+    def _random_shape(self, augmentation: Augmentation) -> list[Any]:
+        """Random crops, or the middle one, and rotations and the like."""
+        height, width = self.image_size
+        steps: list[Any] = [Cover(height, width, self.interpolation), T.CenterCrop(self.image_size)]
         if augmentation.smallest_crop < 1:
-            height, width = self.image_size
             scale = (augmentation.smallest_crop, 1.0)
-            ratio = (3 / 4 * width / height, 4 / 3 * width / height)  # torchvision's, around the model's own shape
-            steps.append(T.RandomResizedCrop((height, width), scale, ratio, T.InterpolationMode.BICUBIC))
-        else:
-            steps += [Cover(*self.image_size), T.CenterCrop(self.image_size)]
+            low, high = (ratio * width / height for ratio in augmentation.crop_ratio)
+            steps = [T.RandomResizedCrop((height, width), scale, (low, high), INTERPOLATIONS[self.interpolation])]
         if augmentation.rotation or augmentation.translation or augmentation.zoom or augmentation.shear:
             affine = T.RandomAffine(
                 augmentation.rotation,
@@ -87,26 +123,58 @@ class Preprocessing:
                 scale=(1 - augmentation.zoom, 1 + augmentation.zoom),
                 shear=augmentation.shear or None,
                 interpolation=T.InterpolationMode.BILINEAR,
-                fill=fill,
+                fill=self._fill(),
             )
             steps.append(affine)
-        flip = augmentation.horizontal_flip
-        if flip is None:
-            flip = 0.5 if mirrored else 0.0
-        if flip:
-            steps.append(T.RandomHorizontalFlip(flip))
-        if augmentation.color_jitter:
-            steps.append(T.ColorJitter(*[augmentation.color_jitter] * 3))
-        steps += self._to_tensor()
-        erasing = augmentation.random_erasing
-        if erasing is None:
-            erasing = 0.25 if min(self.image_size) >= SMALLEST_ERASED else 0.0
-        if erasing:
-            steps.append(T.RandomErasing(erasing, scale=(0.02, 0.25)))
-        return T.Compose(steps)
+        return steps
 
-    def _to_tensor(self) -> list[Any]:
-        return [ToNormalizedTensor(self.mean, self.std)]
+    def _fill(self) -> Any:
+        """What comes in at the edges."""
+        if self.full_depth:
+            return list(self.mean)
+        return [round(255 * value) for value in self.mean] if self.channels > 1 else 0
+
+    def _rand_augment(self, words: str) -> Any:
+        """timm's RandAugment, with what timm's own training transform tells it."""
+        if self.full_depth:
+            raise UserError(
+                f"auto_augment is {words!r}, but these pictures are read at full depth: RandAugment is for pictures "
+                'of 8 bits, so auto_augment must be empty ("").'
+            )
+        from timm.data.auto_augment import rand_augment_transform
+
+        settings = {
+            "translate_const": int(min(self.image_size) * 0.45),
+            "img_mean": tuple(min(255, round(255 * value)) for value in self.mean),
+            "interpolation": Image.Resampling[self.interpolation.upper()],
+        }
+        if "mmax" not in words:  # at the full magnitude of 10 timm asks Pillow to keep no bit at all, which it refuses
+            settings["magnitude_max"] = 9.999
+        try:
+            return rand_augment_transform(words, settings)
+        except (AssertionError, ValueError, KeyError) as error:
+            raise UserError(
+                f"auto_augment is {words!r}, which timm does not understand: it must be RandAugment, such as "
+                "rand-m9-mstd0.5-inc1, or empty."
+            ) from error
+
+    def _random_erasing(self, augmentation: Augmentation) -> list[Any]:
+        probability = augmentation.random_erasing
+        if probability is None:
+            probability = 0.25 if min(self.image_size) >= SMALLEST_ERASED else 0.0
+        if not probability:
+            return []
+        if augmentation.erase_with == "constant":
+            return [T.RandomErasing(probability, scale=(0.02, 0.25))]
+        from timm.data.random_erasing import RandomErasing
+
+        return [RandomErasing(probability, mode="pixel", device="cpu")]
+
+    def _start(self) -> list[Any]:
+        return [to_channels_first] if self.full_depth else []
+
+    def _finish(self) -> list[Any]:
+        return [Normalize(self.mean, self.std)] if self.full_depth else [ToNormalizedTensor(self.mean, self.std)]
 
 
 class ToNormalizedTensor:
@@ -125,18 +193,67 @@ class ToNormalizedTensor:
         return channels_first.div_(255).sub_(self.mean).div_(self.std)
 
 
+def to_channels_first(values: NDArray[np.float32]) -> Tensor:
+    """An array (height, width, channels) as a tensor (channels, height, width) of its own."""
+    return torch.from_numpy(values.transpose(2, 0, 1).copy())
+
+
+class Normalize:
+    """A float tensor (channels, height, width) less the mean, divided by the deviation."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        self.mean = torch.tensor(mean)[:, None, None]
+        self.std = torch.tensor(std)[:, None, None]
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return (values - self.mean) / self.std
+
+
+class JitterValues:
+    """Random brightness and contrast of a float tensor of any number of channels, by up to a share; no value is cut."""
+
+    def __init__(self, largest: float) -> None:
+        self.largest = largest
+
+    def __call__(self, values: Tensor) -> Tensor:
+        brightness, contrast = (1 + self.largest * (2 * torch.rand(2) - 1)).clamp(min=0).tolist()
+        mean = values.mean()
+        return brightness * (mean + contrast * (values - mean))
+
+
 @dataclass(frozen=True)
 class Cover:
     """Resizes a picture to the smallest size with its own aspect ratio that covers (height, width)."""
 
     height: int
     width: int
+    interpolation: str = "bicubic"
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
+    def __call__(self, picture: Any) -> Any:
+        """Takes and gives an 8-bit Pillow picture, or a float tensor (channels, height, width)."""
+        picture = self.without_ends(picture)
+        have_height, have_width = size_of(picture)
         height, width = self.height, self.width
-        if height * picture.width >= width * picture.height:  # wider than the size wanted: the height decides
-            width = height * picture.width // picture.height
+        if height * have_width >= width * have_height:  # wider than the size wanted: the height decides
+            width = height * have_width // have_height
         else:
-            height = width * picture.height // picture.width
-        size = (width, height)
-        return picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC)
+            height = width * have_height // have_width
+        if (height, width) == (have_height, have_width):
+            return picture
+        if isinstance(picture, Image.Image):
+            return picture.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        return F.resize(picture, [height, width], INTERPOLATIONS[self.interpolation], antialias=True)
+
+    def without_ends(self, picture: Any) -> Any:
+        """The middle of a picture that is very much longer than the size's shape; any other as it is."""
+        have_height, have_width = size_of(picture)
+        height = min(have_height, math.ceil(LONGEST * have_width * self.height / self.width))
+        width = min(have_width, math.ceil(LONGEST * have_height * self.width / self.height))
+        return picture if (height, width) == (have_height, have_width) else F.center_crop(picture, [height, width])
+
+
+def size_of(picture: Image.Image | Tensor) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    if isinstance(picture, Image.Image):
+        return picture.height, picture.width
+    return picture.shape[-2], picture.shape[-1]

@@ -1,0 +1,220 @@
+"""Pictures whose values 8 bits of grey or RGB cannot hold: 16 bits, floats, any number of channels.
+
+Their values are kept: integers are divided by the largest of their type, floats are as they are. Arrays are
+(height, width, channels) of float32.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from comvex.data.reading import (
+    CHANNEL_MODES,
+    DECODING_ERRORS,
+    WIDE_MODES,
+    PictureFile,
+    UnreadablePictureError,
+    open_picture,
+    printable,
+    read_picture,
+    unreadable,
+)
+from comvex.errors import UserError
+
+if TYPE_CHECKING:
+    from tifffile import TiffPage, TiffPageSeries
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian, classic and BigTIFF
+ALPHA = (1, 2)
+"""TIFF's kinds of extra samples that say how opaque a pixel is."""
+LUMA = np.array([299, 587, 114], np.float32) / 1000
+"""Shares of red, green and blue in grey (ITU-R 601), as Pillow has them."""
+
+
+def deep_channels(file: PictureFile) -> int | None:
+    """Channels of a picture that 8 bits of grey or RGB cannot hold; None for any other, and for what is unreadable."""
+    try:
+        with open_picture(file) as stream:
+            kind = picture_kind(stream)
+            if kind == "png":
+                return 3 if stream.read(26)[25] & 2 else 1  # the header's colour type, bit 1: RGB
+            if kind == "tiff":
+                return tiff_channels(stream)
+            with Image.open(stream) as picture:
+                return 1 if picture.mode in WIDE_MODES else None
+    except (*DECODING_ERRORS, UnreadablePictureError):
+        return None  # it is named when its turn comes
+
+
+def picture_kind(stream: BinaryIO) -> str:
+    """Which decoder keeps the values of a picture: "png" for 16 bits, "tiff", or else "pillow"."""
+    start = stream.read(26)
+    stream.seek(0)
+    if start[:8] == PNG_START and start[24:25] == b"\x10":
+        return "png"
+    return "tiff" if start[:4] in TIFF_STARTS else "pillow"
+
+
+def read_values(file: PictureFile, *, channels: int) -> NDArray[np.float32]:
+    """The values of a picture file: (height, width, channels), 8-bit ones on the scale from 0 to 1.
+
+    Grey is repeated for more channels, and RGB made grey for one. Transparent pictures are laid on white. What is not
+    finite takes the smallest value of its channel.
+
+    Raises ``UnreadablePictureError`` if the file is missing, damaged, or has another number of channels.
+    """
+    if deep_channels(file) is None:
+        values = as_values(np.asarray(read_picture(file, channels=channels if channels in CHANNEL_MODES else 3)))
+    else:
+        try:
+            values = decode_values(file)
+        except DECODING_ERRORS as error:
+            raise unreadable(file, error) from error
+    try:
+        return fit_channels(finite(values), channels)
+    except UserError as error:
+        raise UnreadablePictureError(f"The picture {printable(file)} cannot be used: {error}") from error
+
+
+def decode_values(file: PictureFile) -> NDArray[np.float32]:
+    """The values of a picture for which ``deep_channels`` has a number: (height, width, its channels)."""
+    with open_picture(file) as stream:
+        kind = picture_kind(stream)
+        if kind == "png":
+            return without_alpha(as_values(decode_png(stream.read())))
+        if kind == "tiff":
+            return decode_tiff(stream)
+        with Image.open(stream) as picture:
+            return as_values(np.asarray(picture))
+
+
+def decode_png(content: bytes) -> NDArray[np.uint16]:
+    """A 16-bit PNG as (height, width, 1 to 4); Pillow would drop half of the bits of colours."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_image
+
+    decoded = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.UNCHANGED)
+    return decoded.permute(1, 2, 0).numpy()
+
+
+# TIFF
+
+
+def tiff_channels(stream: BinaryIO) -> int | None:
+    """As ``deep_channels``, for a TIFF file."""
+    from tifffile import TiffFile
+
+    with TiffFile(stream) as tiff:
+        page, series = tiff.pages.first, tiff.series[0]
+        if series.dtype in (np.uint8, np.bool_):
+            colours = page.samplesperpixel - has_alpha(page)
+            # The pages of a file without a word about them are those of a document
+            one_picture = "S" in series.axes or series.kind in ("generic", "uniform") or len(kept_axes(series)) == 2
+            if page.photometric not in (0, 1, 2) or (colours in CHANNEL_MODES and one_picture):
+                return None
+        axis = channel_axis(series)
+        channels = 1 if axis is None else series.shape[axis]
+        return channels - has_alpha(page)
+
+
+def decode_tiff(stream: BinaryIO) -> NDArray[np.float32]:
+    """The picture in a TIFF file, the right way up; pages of one sample are its channels."""
+    from tifffile import TiffFile
+
+    with TiffFile(stream) as tiff:
+        page, series = tiff.pages.first, tiff.series[0]
+        axis = channel_axis(series)
+        values = series.asarray()
+        shape = [values.shape[kept] for kept in kept_axes(series) if kept != axis]
+        if axis is not None:
+            values = np.moveaxis(values, axis, -1)
+        values = as_values(values.reshape(*shape, -1))
+        orientation = page.tags.get(274)
+        values = turn_upright(values, 1 if orientation is None else orientation.value)
+        return without_alpha(values) if has_alpha(page) else values
+
+
+def has_alpha(page: TiffPage) -> bool:
+    """Whether the last sample of each pixel says how opaque it is."""
+    return bool(page.extrasamples) and page.extrasamples[-1] in ALPHA
+
+
+def kept_axes(series: TiffPageSeries) -> list[int]:
+    """The axes of a TIFF file's array that a picture can have: rows, columns, samples, and others longer than one."""
+    axes = zip(series.axes, series.shape, strict=True)
+    return [place for place, (name, size) in enumerate(axes) if name in "YXS" or size > 1]
+
+
+def channel_axis(series: TiffPageSeries) -> int | None:
+    """Which axis is the channels, if any: samples or what is called channels, or else the shortest of three.
+
+    Raises ``ValueError`` if there are more axes than three.
+    """
+    kept = kept_axes(series)
+    if len(kept) > 3:
+        raise ValueError(f"its axes are {series.axes} of {series.shape}, more than rows, columns and channels")
+    if len(kept) == 2:
+        return None
+    named = [place for place in kept if series.axes[place] in "SC"]
+    return named[0] if named else min(kept, key=lambda place: series.shape[place])
+
+
+def turn_upright(values: NDArray[np.float32], orientation: int) -> NDArray[np.float32]:
+    """Turn and mirror an array (height, width, channels) as TIFF's orientation, 1 to 8, says."""
+    if orientation in (5, 6, 7, 8):
+        values = values.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    return values[:, ::-1] if orientation in (2, 3, 6, 7) else values
+
+
+# Values
+
+
+def as_values(array: NDArray[Any]) -> NDArray[np.float32]:
+    """An array (height, width) or (height, width, channels) of any type of number, as values with channels.
+
+    Raises ``ValueError`` if it is no picture.
+    """
+    if array.ndim not in (2, 3) or array.dtype.kind not in "buif" or array.size == 0:
+        raise UserError(
+            f"An array of shape {array.shape} and type {array.dtype} is no picture: it must be (height, width) or "
+            "(height, width, channels) of integers or floats."
+        )
+    largest = np.iinfo(array.dtype).max if array.dtype.kind in "ui" else 1
+    values = array.reshape(*array.shape[:2], -1).astype(np.float32)
+    return values if largest == 1 else values / np.float32(largest)
+
+
+def without_alpha(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Values whose last of two or four channels is the opacity, laid on white."""
+    if values.shape[-1] not in (2, 4):
+        return values
+    colours, opacity = values[..., :-1], values[..., -1:]
+    return colours * opacity + (1 - opacity)
+
+
+def finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Values with the smallest finite one of the channel where they are not finite; 0 if there is none."""
+    known = np.isfinite(values)
+    if known.all():
+        return values
+    smallest = np.min(values, axis=(0, 1), where=known, initial=np.inf)
+    return np.where(known, values, np.where(np.isfinite(smallest), smallest, 0)).astype(np.float32)
+
+
+def fit_channels(values: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
+    """Values with that many channels: grey is repeated, RGB made grey; raises ``ValueError`` for anything else."""
+    found = values.shape[-1]
+    if found == channels:
+        return values
+    if found == 1:
+        return np.repeat(values, channels, axis=-1)
+    if found == 3 and channels == 1:
+        return values @ LUMA[:, None]
+    raise UserError(f"It has {found} channels, but {channels} are wanted.")
