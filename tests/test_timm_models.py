@@ -287,7 +287,7 @@ def test_another_input_size_is_timms_resampling() -> None:
 def test_another_patch_size_is_timms_resampling() -> None:
     model = randomised(tiny()).eval()
     weight = model.patch_embed.proj.weight.detach().clone()
-    model.set_input_size(patch_size=8)
+    model.set_input_size(patch_size=[8, 8])
     assert torch.equal(model.patch_embed.proj.weight, resample_patch_embed(weight, [8, 8]))
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 1000)
     assert {info["reduction"] for info in model.feature_info} == {8}
@@ -436,6 +436,23 @@ def test_features_only_takes_the_weights_of_a_file(tmp_path: Path) -> None:
     model = from_file(write_timm(source, tmp_path), features_only=True, out_indices=(4,)).eval()
     pictures = torch.randn(1, 3, 64, 64)
     assert torch.equal(model(pictures)[0], as_map(outputs_of_layers(source, pictures)[4], 4, 4))
+
+
+def test_the_authors_file_is_taken_from_an_address(tmp_path: Path) -> None:
+    source = randomised(tiny(img_size=224))
+    address = write_official(source, tmp_path).as_uri()
+    where = {"url": address, "hf_hub_id": None}
+    model = tiny(pretrained=True, pretrained_cfg_overlay=where, cache_dir=str(tmp_path / "cache"), num_classes=4)
+    assert model.config == ConViTConfig.ConViT_Ti(image_size=64, num_classes=4)
+    assert torch.equal(model.cls_token, source.cls_token)
+
+
+def test_weights_of_another_size_are_refused_by_every_name(tmp_path: Path) -> None:
+    file = write_timm(tiny(), tmp_path)
+    with pytest.raises(UserError, match="do not fit the model") as caught:
+        timm.create_model("comvex_convit_small", pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+    names = [name for name in tiny().state_dict() if not name.startswith("head.")]  # the head is what may differ
+    assert [name for name in names if f" {name} (" not in str(caught.value)] == []
 
 
 def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:

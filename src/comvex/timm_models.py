@@ -189,6 +189,7 @@ def fit(state_dict: dict[str, Any], model: ConViTWithLinearClassifier) -> dict[s
     Another number of input channels is left to timm, which does it by the same rule. Raises ``ValueError`` naming every
     tensor that is missing, unexpected or of another shape.
     """
+    # What timm fetched from an address that was given as "url" may be the authors' file, which wraps the tensors.
     tensors: dict[str, Tensor] = state_dict.get("model", state_dict)
     own = model.state_dict()
     source = source_config(tensors, model)
@@ -196,10 +197,10 @@ def fit(state_dict: dict[str, Any], model: ConViTWithLinearClassifier) -> dict[s
     if source.image_channel == 3:
         target = dataclasses.replace(target, image_channel=3)
     adapted, changes = adapt(tensors, source, target, own)
-    found = mismatch(
-        {name: tensor for name, tensor in adapted.items() if name != PROJECTION},
-        {name: tensor.shape for name, tensor in own.items() if name != PROJECTION},
-    )
+    shapes = {name: tensor.shape for name, tensor in own.items()}
+    dim, _, *patch = shapes[PROJECTION]
+    shapes[PROJECTION] = torch.Size((dim, source.image_channel, *patch))
+    found = mismatch(adapted, shapes)
     if found is not None:
         raise UserError(f"The pretrained weights do not fit the model: {found}.")
     for change in changes:

@@ -247,6 +247,11 @@ def test_pictures_that_do_not_fit_are_named(shape: tuple[int, ...], message: str
         classifier()(torch.randn(shape))
 
 
+def test_pictures_of_whole_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="The pictures are of type uint8: it must be a floating-point type"):
+        classifier()(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+
+
 def test_arguments_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match="heads is 5: it must divide dim = 16"):
         ConViTBackbone(**SMALL | {"heads": 5})

@@ -194,14 +194,29 @@ def test_one_model_trains_at_sizes_that_change_from_step_to_step():
     assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
 
 
-# Symbolic sizes take PyTorch long to reason about, and its code generator longer still; both see the same graph.
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_training_works_at_three_sizes_and_equals_eager(backend):
+# Symbolic sizes take PyTorch long to reason about, and its code generator a minute more; both see the same graph. With
+# its default layout the generator writes the sizes into the backward of the patches' convolution: a program for each.
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [("aot_eager", None), pytest.param("inductor", {"layout_optimization": False}, marks=pytest.mark.slow)],
+)
+def test_one_compiled_program_trains_at_three_sizes_and_equals_eager(backend, options):
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compare_compiled_training(dynamic=True, fullgraph=True, backend=backend, options=options)
+
+
+@pytest.mark.slow
+def test_compiling_with_pytorchs_defaults_trains_at_three_sizes_and_equals_eager():
+    compare_compiled_training()
+
+
+def compare_compiled_training(**arguments: Any) -> None:
+    """The gradients of a compiled model at three sizes are those of eager; ``arguments`` of ``torch.compile``."""
     network = random_model(small_config(num_local_layers=1)).train()
     parameters = tuple(network.parameters())
     torch.compiler.reset()
-    compiled = torch.compile(network, dynamic=True, fullgraph=True, backend=backend)
-    for height, width in ((32, 32), (16, 48), (64, 24)):
+    compiled = torch.compile(network, **arguments)
+    for height, width in ((16, 48), (32, 32), (64, 24)):  # the native one not first: its equal sides would be assumed
         batch = torch.randn(2, 3, height, width)
         actual = torch.autograd.grad(compiled(batch).square().sum(), parameters)
         expected = torch.autograd.grad(network(batch).square().sum(), parameters)
@@ -221,5 +236,15 @@ def test_one_exported_program_takes_every_batch_height_and_width_the_native_one_
     shapes = ({0: batch, 2: 8 * rows, 3: 8 * columns},)
     program = torch.export.export(network, (torch.randn(traced),), dynamic_shapes=shapes).module()
     for shape in [(1, 3, 32, 32), (5, 3, 32, 32), (1, 3, 16, 80), (2, 3, 24, 16), (1, 3, 128, 16), traced]:
+        picture = torch.randn(shape)
+        torch.testing.assert_close(program(picture), network(picture), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("traced", [(2, 3, 32, 32), (3, 3, 37, 50)])
+def test_one_exported_program_pads_every_height_and_width_to_whole_patches(traced):
+    network = random_model(small_config(pad_to_patch=True))
+    shapes = (dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO),)
+    program = torch.export.export(network, (torch.randn(traced),), dynamic_shapes=shapes).module()
+    for shape in [(1, 3, 32, 32), (5, 3, 33, 47), (1, 3, 9, 17), (2, 3, 64, 10), (1, 3, 100, 31), traced]:
         picture = torch.randn(shape)
         torch.testing.assert_close(program(picture), network(picture), rtol=1e-5, atol=1e-5)

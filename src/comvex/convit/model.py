@@ -46,6 +46,11 @@ class PatchEmbedding(nn.Module):
                 f"The pictures have shape {tuple(pictures.shape)}: it must be "
                 f"(batch, {self.image_channel}, height, width)."
             )
+        if not pictures.is_floating_point():
+            raise UserError(
+                f"The pictures are of type {str(pictures.dtype).removeprefix('torch.')}: it must be a floating-point "
+                "type, normalised as the weights want it."
+            )
         height, width = pictures.shape[2:]
         grid = self.grid_of(height, width)
         if self.pad_to_patch:
@@ -362,7 +367,7 @@ class ConViTBackbone(nn.Module):
 
     @torch.no_grad()
     def set_input_size(
-        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+        self, img_size: int | Sequence[int] | None = None, patch_size: int | Sequence[int] | None = None
     ) -> None:
         """Make another picture or patch size the native one: position embedding and patch projection are resampled.
 
@@ -370,14 +375,14 @@ class ConViTBackbone(nn.Module):
         """
         from comvex.convit.adapt import resample_patch_projection
 
-        if isinstance(patch_size, tuple):
-            if patch_size[0] != patch_size[1]:
+        if isinstance(patch_size, Sequence):
+            if len(set(patch_size)) != 1:
                 raise UserError(f"patch_size is {patch_size}: patches must be square.")
             patch_size = patch_size[0]
         old = self.config
         self.config = new = dataclasses.replace(
             old,
-            image_size=old.image_size if img_size is None else img_size,
+            image_size=old.image_size if img_size is None else img_size,  # pyright: ignore[reportArgumentType]
             patch_size=old.patch_size if patch_size is None else patch_size,
         )
         if new.patch_size != old.patch_size:
