@@ -1,9 +1,14 @@
 """Where weights are found: folders, names, the Hub's cache, the authors' files; and what is said where they are not."""
 
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
 import comvex
@@ -17,8 +22,6 @@ from comvex.convit.weights import load_model, save_weights
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A cache of its own, and the Hub's client told that there is no network."""
-    from huggingface_hub import constants
-
     cache = tmp_path / "hub-cache"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -26,15 +29,72 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return cache
 
 
-def put_in_cache(cache: Path, hub_id: str, files: dict[str, Path]) -> None:
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def put_in_cache(cache: Path, hub_id: str, files: dict[str, Path], *, revision: str = "main") -> None:
     """Files as the Hub's client keeps them."""
     folder = cache / f"models--{hub_id.replace('/', '--')}"
-    revision = "0123456789abcdef0123456789abcdef01234567"
     (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text(revision)
-    (folder / "snapshots" / revision).mkdir(parents=True)
+    (folder / "refs" / revision).write_text(COMMIT)
+    (folder / "snapshots" / COMMIT).mkdir(parents=True)
     for name, file in files.items():
-        (folder / "snapshots" / revision / name).symlink_to(file)
+        (folder / "snapshots" / COMMIT / name).symlink_to(file)
+
+
+class LocalHub(BaseHTTPRequestHandler):
+    """What the Hub answers of one repository, from a folder; requests are kept as (verb, path, authorization)."""
+
+    folder: Path
+    requests: list[tuple[str, str, str | None]]
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def answer(self, *, with_body: bool) -> None:
+        self.requests.append((self.command, self.path, self.headers["Authorization"]))
+        file = self.folder / self.path.rpartition("/")[2]
+        if self.path.startswith("/api/models/someone/my-convit"):
+            files = [{"rfilename": served.name} for served in self.folder.iterdir()]
+            body = json.dumps({"id": "someone/my-convit", "sha": COMMIT, "siblings": files}).encode()
+        elif self.path.startswith("/someone/my-convit/resolve/") and file.is_file():
+            body = file.read_bytes()
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{file.name}-1"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing on standard error."""
+
+
+@pytest.fixture
+def local_hub(offline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[LocalHub]]:
+    """A server with one model, which the Hub's client takes for the Hub."""
+    random_model().save_pretrained(tmp_path / "served")
+    LocalHub.folder, LocalHub.requests = tmp_path / "served", []
+    with ThreadingHTTPServer(("127.0.0.1", 0), LocalHub) as server:
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield LocalHub
+        server.shutdown()
+        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +129,25 @@ def test_the_authors_file_is_found_where_pytorch_keeps_it(tiny, tmp_path):
     torch.save({"model": load_model(tiny).state_dict()}, folder / "convit_tiny.pth")
     model = load_model("convit_tiny.official", num_classes=10)
     assert model.config == ConViTConfig.ConViT_Ti(num_classes=10)
+
+
+def test_the_authors_weights_are_those_of_table_1():
+    known = {name: (published.hub_id, published.address, published.top1) for name, published in PUBLISHED.items()}
+    assert known == {
+        f"convit_{size}": (
+            f"timm/convit_{size}.fb_in1k",
+            f"https://dl.fbaipublicfiles.com/convit/convit_{size}.pth",
+            top1,
+        )
+        for size, top1 in (("tiny", 73.1), ("small", 81.3), ("base", 82.4))
+    }
+
+
+def test_a_repository_with_a_pytorch_file_is_read_too(tmp_path, offline):
+    file = write("pytorch_model.bin", random_state(), tmp_path)
+    put_in_cache(offline, "someone/older", {"pytorch_model.bin": file})
+    assert load_model("someone/older").config == small_config()
+    assert load_model(file.parent).config == small_config()
 
 
 @pytest.mark.parametrize("name", list(PUBLISHED))
@@ -185,3 +264,45 @@ def test_push_to_hub_uploads_weights_config_and_card(monkeypatch):
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
     random_model().push_to_hub("someone/my-convit")
     assert uploaded["someone/my-convit"].keys() == {"model.safetensors", "config.json", "README.md"}
+
+
+def test_a_model_is_fetched_once_with_its_config_and_then_comes_from_the_cache(local_hub, tmp_path):
+    for _ in range(2):
+        model = ConViTWithLinearClassifier.from_pretrained("someone/my-convit")
+        assert model.config == small_config()
+        assert torch.equal(model.cls_token, random_model().cls_token)
+    fetched = [path.rpartition("/")[2] for verb, path, _ in local_hub.requests if verb == "GET" and "resolve" in path]
+    assert sorted(fetched) == ["config.json", "model.safetensors"]
+    ConViTWithLinearClassifier.from_pretrained("someone/my-convit", force_download=True)
+    assert len(local_hub.requests) > 4
+
+
+def test_a_pytorch_file_without_config_is_fetched_too(local_hub, tmp_path):
+    local_hub.folder = tmp_path / "older"
+    local_hub.folder.mkdir()
+    write("pytorch_model.bin", random_state(), local_hub.folder)
+    assert load_model("someone/my-convit").config == small_config()
+
+
+def test_revision_token_and_cache_reach_every_request(local_hub, tmp_path):
+    where = {"revision": "v2", "token": "hf_secret", "cache_dir": tmp_path / "elsewhere"}
+    ConViTWithLinearClassifier.from_pretrained("someone/my-convit", **where)
+    assert {authorization for _, _, authorization in local_hub.requests} == {"Bearer hf_secret"}
+    assert all("/v2" in path or COMMIT in path for _, path, _ in local_hub.requests), local_hub.requests
+    assert (tmp_path / "elsewhere" / "models--someone--my-convit" / "refs" / "v2").read_text() == COMMIT
+    num_requests = len(local_hub.requests)
+    ConViTWithLinearClassifier.from_pretrained("someone/my-convit", **where)
+    assert len(local_hub.requests) == num_requests
+
+
+def test_with_local_files_only_nothing_is_asked(local_hub):
+    with pytest.raises(ValueError, match="someone/my-convit is neither a file or folder here nor in the local cache"):
+        ConViTWithLinearClassifier.from_pretrained("someone/my-convit", local_files_only=True)
+    assert local_hub.requests == []
+
+
+def test_a_repository_that_does_not_exist_is_one_sentence(local_hub):
+    with pytest.raises(
+        ValueError, match=r"could not be fetched .*\(RepositoryNotFoundError\): fetch model\.safetensors"
+    ):
+        load_model("someone/else")

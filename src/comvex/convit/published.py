@@ -132,10 +132,14 @@ def download_from_hub(name: str, hub_id: str, **download: Any) -> Path:
             cached = try_to_load_from_cache(hub_id, file, **where)
             if isinstance(cached, str) and not download.get("force_download"):
                 return Path(cached)
+        available = {WEIGHTS_NAME, "config.json"}
         if not download.get("local_files_only"):  # asked once, where a download would try again for half a minute
-            HfApi(token=download.get("token")).repo_info(hub_id, revision=download.get("revision"), timeout=10)
-        hf_hub_download(hub_id, "config.json", **download)
-        return Path(hf_hub_download(hub_id, WEIGHTS_NAME, **download))
+            found = HfApi(token=download.get("token")).model_info(hub_id, revision=download.get("revision"), timeout=10)
+            available = {sibling.rfilename for sibling in found.siblings or ()}
+        if "config.json" in available:
+            hf_hub_download(hub_id, "config.json", **download)
+        weights = next((file for file in HUB_FILES if file in available), WEIGHTS_NAME)
+        return Path(hf_hub_download(hub_id, weights, **download))
     # The client lets through whatever its network library raises; each means that the file is not to be had.
     except Exception as error:
         raise UserError(
