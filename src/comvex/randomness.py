@@ -35,6 +35,3 @@ def seeded(seed: int) -> Iterator[None]:
         generator.set_state(torch_state)
         random.setstate(python_state)
         np.random.set_bit_generator(numpy_generator)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-torch_seeded = seeded

@@ -9,8 +9,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedShuffleSplit
 
-from comvex.data import sources
-from comvex.data.sources import open_data, read_idx
+from comvex.data import small_sets
+from comvex.data.small_sets import read_idx
+from comvex.data.sources import open_data
 
 
 def write_pictures(folder, num, *, value=0):
@@ -41,7 +42,7 @@ def test_no_picture_is_in_two_parts():
 
 
 @pytest.mark.skipif(
-    not (sources.SYSTEM_DATASETS[0] / "fashion-mnist").is_dir(), reason="Fashion-MNIST is not installed"
+    not (small_sets.SYSTEM_DATASETS[0] / "fashion-mnist").is_dir(), reason="Fashion-MNIST is not installed"
 )
 def test_one_percent_of_fashion_mnist_is_sixty_pictures_of_each_class():
     data = open_data("fashion-mnist", fraction=0.01)
@@ -57,7 +58,7 @@ def test_fashion_mnist_that_cannot_be_had_says_what_to_do(monkeypatch, tmp_path)
     def no_network(*_, **__):
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
 
-    monkeypatch.setattr(sources, "SYSTEM_DATASETS", (tmp_path,))
+    monkeypatch.setattr(small_sets, "SYSTEM_DATASETS", (tmp_path,))
     monkeypatch.setattr(torchvision.datasets, "FashionMNIST", no_network)
     with pytest.raises(ValueError, match="install the system package dataset-fashion-mnist"):
         open_data("fashion-mnist")

@@ -9,7 +9,7 @@ from timm.data import create_transform
 
 from comvex.data.augmentation import Augmentation
 from comvex.data.transforms import Preprocessing
-from comvex.randomness import torch_seeded
+from comvex.randomness import seeded
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -52,7 +52,7 @@ def test_digits_are_not_mirrored_unless_asked_to():
         transform = preprocessing.training_transform(augmentation, mirrored=mirrored)
         flips = []
         for seed in range(200):
-            with torch_seeded(seed):
+            with seeded(seed):
                 row = transform(picture)[0, 0]
             flips.append(bool(row[0] > row[-1]))
         return sum(flips) / len(flips)

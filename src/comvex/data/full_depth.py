@@ -32,7 +32,7 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian, classic and BigTIFF
 ALPHA = (1, 2)
 """TIFF's kinds of extra samples that say how opaque a pixel is."""
-LUMA = np.array([299, 587, 114], np.float32) / 1000
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Shares of red, green and blue in grey (ITU-R 601), as Pillow has them."""
 
 

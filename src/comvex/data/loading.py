@@ -3,21 +3,19 @@
 What cannot be read is left out of its batch and named, so that one damaged file does not end a run.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from comvex.data.picture_set import PictureSet
 from comvex.data.reading import UnreadablePictureError
-from comvex.randomness import derive_seed, torch_seeded
-
-Transform = Callable[[Image.Image], Tensor]
+from comvex.data.transforms import Transform
+from comvex.randomness import derive_seed, seeded
 
 ORDER, AUGMENTATION = 1, 2
 """Purposes that a seed is derived for."""
@@ -75,7 +73,7 @@ class TrainingPictures(Dataset[Sample]):
         self.pictures, self.transform, self.channels, self.seed = pictures, transform, channels, seed
 
     def __getitem__(self, key: Key) -> Sample:
-        with torch_seeded(derive_seed(self.seed, AUGMENTATION, *key)):
+        with seeded(derive_seed(self.seed, AUGMENTATION, *key)):
             return load_sample(self.pictures, key.index, self.transform, self.channels)
 
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.convit.weights import default_preprocessing, load_model
+from comvex.data.full_depth import as_values, fit_channels, read_values
 from comvex.data.reading import UnreadablePictureError, read_picture, to_channels
 from comvex.data.transforms import Preprocessing
 from comvex.device import choose_device
@@ -34,7 +36,7 @@ class Prediction:
 class Predictor:
     """A model with the preprocessing and the labels that belong to it.
 
-    ``model`` is the network, ``transform`` maps an 8-bit Pillow picture to its input tensor, ``labels`` are the classes
+    ``model`` is the network, ``transform`` maps what ``read`` gives to its input tensor, ``labels`` are the classes
     in the order of the logits, ``preprocessing`` says what the transform does, ``multi_label`` whether a picture may
     have none or several of the classes.
     """
@@ -55,13 +57,23 @@ class Predictor:
         self.task = choose_task(multi_label=multi_label)
         self.device = device
 
-    def read(self, picture: Picture) -> Image.Image:
-        """A picture as the model wants it: 8 bits, upright, grey or RGB.
+    def read(self, picture: Picture) -> Image.Image | NDArray[np.float32]:
+        """A picture as the model wants it: 8 bits, upright, grey or RGB; or, for a model of pictures of full depth, an
+        array (height, width, channels) of float32.
 
-        Takes a file, a Pillow picture, or an array (height, width) or (height, width, 3), of bytes or 16-bit grey.
+        Takes a file, a Pillow picture, or an array (height, width) or (height, width, channels), of bytes or 16-bit
+        grey, at full depth of any integers or floats.
         Raises ``ValueError`` if it is none of these or cannot be read.
         """
         channels = self.preprocessing.channels
+        if not isinstance(picture, Picture):
+            raise UserError(
+                f"A picture of type {type(picture).__name__}: it must be a file, a Pillow picture or an array."
+            )
+        if self.preprocessing.full_depth:
+            if isinstance(picture, str | Path):
+                return read_values(picture, channels=channels)
+            return fit_channels(as_values(np.asarray(picture)), channels)
         if isinstance(picture, str | Path):
             return read_picture(picture, channels=channels)
         if isinstance(picture, np.ndarray):
@@ -72,9 +84,7 @@ class Predictor:
                     f"An array of shape {picture.shape} and type {picture.dtype} is no picture: it must be "
                     "(height, width) or (height, width, 3) of uint8, or (height, width) of uint16."
                 ) from error
-        if isinstance(picture, Image.Image):
-            return to_channels(picture, channels=channels)
-        raise UserError(f"A picture of type {type(picture).__name__}: it must be a file, a Pillow picture or an array.")
+        return to_channels(picture, channels=channels)
 
     @torch.inference_mode()
     def probabilities(self, pictures: Iterable[Picture]) -> Tensor:

@@ -79,7 +79,7 @@ def evaluate_run(
     predictor = load(source, device=device)
     pictures_of = evaluation_data(source, data)
     check_task(predictor, pictures_of)
-    pictures = pictures_of.part(part)
+    pictures = pictures_of.read_at(full_depth=predictor.preprocessing.full_depth).part(part)
     channels = predictor.preprocessing.channels
     loader = evaluation_loader(
         pictures, predictor.transform, channels=channels, batch_size=batch_size, workers=workers

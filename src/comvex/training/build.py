@@ -38,8 +38,10 @@ def build_config(architecture: Architecture, data: DataSet) -> ConViTConfig:
         if value is not None and name not in ("preset", "channels")
     }
     given["image_channel"] = architecture.channels if architecture.channels is not None else data.channels
-    if given["image_channel"] not in CHANNEL_MODES:
-        raise UserError(f"channels is {architecture.channels}: pictures are read with 1 (grey) or 3 (RGB) channels.")
+    if not data.full_depth and given["image_channel"] not in CHANNEL_MODES:
+        raise UserError(
+            f"channels is {architecture.channels}: pictures of 8 bits are read with 1 (grey) or 3 (RGB) channels."
+        )
     given["num_classes"] = len(data.classes)
     if architecture.preset is not None:
         return ConViTConfig.from_preset(architecture.preset, **given)
@@ -56,14 +58,25 @@ def build_config(architecture: Architecture, data: DataSet) -> ConViTConfig:
 
 
 def build_preprocessing(model: ConViTWithLinearClassifier, data: DataSet) -> Preprocessing:
-    """Pictures at the model's native size and channels, normalised as its weights want it or as suits the data."""
+    """Pictures at the model's native size and channels, normalised as its weights want it or as suits the data.
+
+    Weights of 8-bit pictures that go on with pictures of full depth do so with the mean and deviation of those.
+    """
     if model.info is not None:
-        return Preprocessing.from_dict(model.info.preprocessing)
+        known = Preprocessing.from_dict(model.info.preprocessing)
+        if known.full_depth or not data.full_depth:
+            return known
     config = model.config
     mean, std = data.mean, data.std
     if config.image_channel != len(mean):  # grey pictures for an RGB model, or the other way round
         mean, std = [(sum(values) / len(values),) * config.image_channel for values in (mean, std)]
-    return Preprocessing(image_size=as_pair(config.image_size), channels=config.image_channel, mean=mean, std=std)
+    return Preprocessing(
+        image_size=as_pair(config.image_size),
+        channels=config.image_channel,
+        mean=mean,
+        std=std,
+        full_depth=data.full_depth,
+    )
 
 
 def settle(recipe: Recipe, data: DataSet) -> Recipe:
