@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff
 
 import comvex
 from comvex.commands.convert import Convert
+from comvex.commands.data import Data
 from comvex.commands.evaluate import Evaluate
 from comvex.commands.predict import Predict
 from comvex.commands.train import Train
@@ -27,7 +28,13 @@ class Command(Protocol):
         ...
 
 
-COMMANDS: dict[str, type[Command]] = {"train": Train, "evaluate": Evaluate, "predict": Predict, "convert": Convert}
+COMMANDS: dict[str, type[Command]] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "convert": Convert,
+    "data": Data,
+}
 
 
 def overview() -> str:
