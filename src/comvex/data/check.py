@@ -209,9 +209,10 @@ def describe_check(report: dict[str, Any], *, most: int = 20) -> str:
     return "\n".join(lines)
 
 
-def describe_group(group: dict[str, Any]) -> str:
-    pictures = ", ".join(f"{picture['name']} ({picture['part']}, {picture['label']})" for picture in group["pictures"])
-    return f"same {group['same']}: {pictures}"
+def describe_group(group: dict[str, Any], *, most: int = 4) -> str:
+    names = [f"{picture['name']} ({picture['part']}, {picture['label']})" for picture in group["pictures"]]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"same {group['same']}: {', '.join(names[:most])}{more}"
 
 
 def shorten(lines: list[str], most: int) -> list[str]:
