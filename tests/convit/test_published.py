@@ -187,8 +187,11 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path, monkeypatch):
         find_weights("runs/firsst")
 
 
-def test_a_folder_is_a_run_a_repository_or_has_one_weights_file(small_run, tmp_path):
+def test_a_run_folder_stands_for_its_best_weights(small_run):
     assert find_weights(small_run).file == small_run / "weights" / "best.safetensors"
+
+
+def test_a_folder_is_a_repository_or_has_one_weights_file(tmp_path):
     with pytest.raises(ValueError, match=r"is no run folder \(it has no recipe\.json\) and has no weights file"):
         find_weights(tmp_path)
     file = write("official.pth", random_state(), tmp_path)
@@ -233,6 +236,17 @@ def test_model_card_has_the_runs_figures_data_and_the_hubs_metadata(small_run, t
     assert "comvex.load(" in card.text
 
 
+def test_saving_again_writes_the_card_anew_but_leaves_a_card_of_ones_own(tmp_path):
+    card = tmp_path / "README.md"
+    random_model().save_pretrained(tmp_path)
+    assert "- 5 classes" in card.read_text()
+    random_model(small_config(num_classes=7)).save_pretrained(tmp_path)
+    assert "- 7 classes" in card.read_text()
+    card.write_text("# Mine\n")
+    random_model().save_pretrained(tmp_path)
+    assert card.read_text() == "# Mine\n"
+
+
 def test_a_model_from_the_hubs_cache_is_found_by_its_id(tmp_path, offline):
     random_model().save_pretrained(tmp_path / "saved")
     files = {name: tmp_path / "saved" / name for name in ("model.safetensors", "config.json")}
@@ -264,17 +278,22 @@ def test_push_to_hub_uploads_weights_config_and_card(monkeypatch):
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
     random_model().push_to_hub("someone/my-convit")
     assert uploaded["someone/my-convit"].keys() == {"model.safetensors", "config.json", "README.md"}
+    assert 'comvex.load("someone/my-convit")' in uploaded["someone/my-convit"]["README.md"].decode()
 
 
-def test_a_model_is_fetched_once_with_its_config_and_then_comes_from_the_cache(local_hub, tmp_path):
+def test_a_model_is_fetched_once_with_its_config_and_then_comes_from_the_cache_unless_forced(local_hub):
+    def fetched() -> list[str]:
+        return sorted(
+            path.rpartition("/")[2] for verb, path, _ in local_hub.requests if verb == "GET" and "/resolve/" in path
+        )
+
     for _ in range(2):
         model = ConViTWithLinearClassifier.from_pretrained("someone/my-convit")
         assert model.config == small_config()
         assert torch.equal(model.cls_token, random_model().cls_token)
-    fetched = [path.rpartition("/")[2] for verb, path, _ in local_hub.requests if verb == "GET" and "resolve" in path]
-    assert sorted(fetched) == ["config.json", "model.safetensors"]
+    assert fetched() == ["config.json", "model.safetensors"]
     ConViTWithLinearClassifier.from_pretrained("someone/my-convit", force_download=True)
-    assert len(local_hub.requests) > 4
+    assert fetched() == 2 * ["config.json"] + 2 * ["model.safetensors"]
 
 
 def test_a_pytorch_file_without_config_is_fetched_too(local_hub, tmp_path):

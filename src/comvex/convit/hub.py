@@ -28,6 +28,15 @@ class HubModel(ModelHubMixin, library_name="comvex", pipeline_tag="image-classif
         if card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace"):
             card.unlink()  # it tells of other weights, and is written anew
 
+    def push_to_hub(self, repo_id: str, **arguments: Any) -> str:
+        """Upload weights, configuration and card to a repository of the Hub; returns the address of the commit.
+
+        ``repo_id`` is "owner/name", or "name" for the owner of the token. Arguments are those of ``huggingface_hub``.
+        """
+        card = {"repo_id": repo_id if "/" in repo_id else f"OWNER/{repo_id}"}
+        card |= arguments.pop("model_card_kwargs", None) or {}
+        return super().push_to_hub(repo_id, model_card_kwargs=card, **arguments)
+
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card of the model as it is now, written from what is known of its weights."""
         from comvex.convit.model_card import model_card
