@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from comvex.errors import UserError
 
@@ -20,6 +23,37 @@ BEST_WEIGHTS = Path("weights") / "best.safetensors"
 LAST_WEIGHTS = Path("weights") / "last.safetensors"
 CHECKPOINTS = "checkpoints"
 FAILURE = "failure"
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Within it no other process can train in this run folder, which is made if need be.
+
+    The lock ends with the process, however it ends. Raises ``ValueError`` if another process has it.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / LOCK).open("a") as file:
+        try:
+            lock(file)
+        except OSError as error:
+            raise UserError(
+                f"Another process is training in the run folder {run}: wait until it has ended, or stop it."
+            ) from error
+        yield
+
+
+def lock(file: IO[str]) -> None:
+    """Take the lock of a file without waiting; raises ``OSError`` if another process has it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        # A record lock: loader processes, which outlive a killed run by seconds, do not inherit it
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def read_recipe(run: Path) -> dict[str, Any]:

@@ -49,11 +49,12 @@ def test_evaluation_repeats_the_summary_and_draws_a_bar_for_each_class(multi_lab
     figures = evaluate_run(multi_label_run, out=tmp_path)
     assert figures["mean_average_precision"] == pytest.approx(summary["mean_average_precision"])
     assert figures["loss"] == pytest.approx(summary["loss"], rel=1e-5)
-    assert figures["average_precision"].keys() == {"circle", "square", "stripe"}
-    mean = sum(figures["average_precision"].values()) / 3
+    assert [row["class"] for row in figures["by_class"]] == ["circle", "square", "stripe"]
+    mean = sum(row["average_precision"] for row in figures["by_class"]) / 3
     assert figures["mean_average_precision"] == pytest.approx(mean)
     assert figures["average_precision_picture"] == str(tmp_path / "average_precision.png")
-    assert [file.name for file in tmp_path.iterdir()] == ["average_precision.png"]
+    files = {"average_precision.png", "reliability.png", "per_class.csv"}
+    assert {file.name for file in tmp_path.iterdir()} == files
 
 
 def test_predictions_are_right_for_each_label_by_itself(multi_label_run):

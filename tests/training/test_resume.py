@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,17 @@ def wait_until(condition, process: subprocess.Popen[bytes], *, timeout: float = 
         time.sleep(0.002)
 
 
+def family(pid: int) -> list[int]:
+    """A process and all that it has started: torchrun's workers are in sessions of their own."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in family(int(child)))]
+
+
 def kill(process: subprocess.Popen[bytes]) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
+    """All processes of a run at once, as a machine that loses its power; loader processes end when they notice."""
+    for pid in family(process.pid):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
@@ -105,6 +115,8 @@ def test_a_signal_finishes_the_step_saves_and_says_try_again(name, undisturbed, 
     assert process.wait(60) == (130 if name == "SIGINT" else 75)
     step = saved_steps(out)[-1]
     assert f"comvex: stopped at step {step} by {name}" in (out.parent / "run.log").read_text()
+    if name != "SIGTERM":
+        return
     finish(out)
     assert resumed_steps(out) == [step]
     same = {
@@ -150,6 +162,18 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     assert "had 2 processes before and has 1 now" in (out / "log.txt").read_text()
     assert json.loads((out / "summary.json").read_text())["num_pictures"] == 360
     assert (out / "metrics.csv").read_text().count("\n") == 3
+
+
+def test_a_run_folder_takes_one_process_at_a_time(tmp_path):
+    out = tmp_path / "run"
+    process = launch(out, "--steps", 100_000)
+    wait_until(lambda: saved_steps(out), process)
+    assert launch(out, "--steps", 100_000).wait(60) == 2
+    assert f"Another process is training in the run folder {out}" in (tmp_path / "run.log").read_text()
+    kill(process)
+    process = launch(out, "--steps", 100_000)
+    wait_until(lambda: resumed_steps(out), process)
+    kill(process)
 
 
 @pytest.mark.slow

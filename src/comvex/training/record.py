@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import logging
 import time
@@ -19,13 +17,12 @@ from comvex.convit.weights import WeightsInfo, add_figures, save_weights
 from comvex.data.sources import DataSet
 from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
-from comvex.files import write_text
+from comvex.files import read_table, write_table, write_text
 from comvex.inference.evaluate import Evaluation
 from comvex.inference.task import Task
 from comvex.training.best_epoch import best_epoch
 from comvex.training.checkpoint import Checkpoint, load_latest, remove_unfinished, save_checkpoint
-from comvex.training import curves
-from comvex.training.curves import draw_curves
+from comvex.training.curves import draw_curves, draw_heads
 from comvex.training.ranks import Ranks
 from comvex.training.recipe import Options
 from comvex.training.step import Learner, StepResult
@@ -260,7 +257,7 @@ class RunRecord:
         title = f"{self.out.name}: {self.data.name}"
         draw_curves(self.history, self.best(), self.out / "curves.png", task=self.task, title=title)
         if self.heads:
-            curves.draw_heads(self.heads, self.out / "heads.png", title=title)
+            draw_heads(self.heads, self.out / "heads.png", title=title)
         write_text(self.out / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
         return summary
 
@@ -279,26 +276,8 @@ def share_of_sums(sums: list[EpochSums], ranks: Ranks) -> EpochSums:
     return EpochSums(loss=sum(s.loss for s in sums), num_pictures=sum(s.num_pictures for s in sums), **same)
 
 
-def write_table(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows of the same columns as CSV; floats in full, so that equal files mean equal figures."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(file, text.getvalue())
-
-
 def read_heads(file: Path, *, epochs: int) -> list[dict[str, Any]]:
     """The rows of heads.csv up to an epoch; the file is written before that epoch's checkpoint."""
     if not file.exists():
         return []
-    with file.open(encoding="utf-8", newline="") as stream:
-        rows = [{name: number(value) for name, value in row.items()} for row in csv.DictReader(stream)]
-    return [row for row in rows if row["epoch"] is not None and row["epoch"] <= epochs]
-
-
-def number(text: str) -> int | float | None:
-    """What ``write_table`` wrote: a whole number, another one in full, or nothing."""
-    if text == "":
-        return None
-    return int(text) if text.lstrip("-").isdecimal() else float(text)
+    return [row for row in read_table(file) if row["epoch"] is not None and row["epoch"] <= epochs]

@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 import comvex
 from comvex import run_folder
-from comvex.convit import analysis
+from comvex.convit.analysis import head_figures
 from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.convit.weights import load_model
 from comvex.data.balance import sampling_weights
@@ -66,13 +66,14 @@ def make_plan(recipe: Recipe, options: Options, device: torch.device, ranks: Ran
         recipe.data, split_seed=recipe.split_seed, fraction=recipe.fraction, val_fraction=recipe.val_fraction
     )
     model = build_model(recipe, data)
+    preprocessing = build_preprocessing(model, data)
     return Plan(
         recipe=settle(recipe, data),
         options=options,
-        data=data,
+        data=data.read_at(full_depth=preprocessing.full_depth),
         task=choose_task(multi_label=data.multi_label),
         model=model,
-        preprocessing=build_preprocessing(model, data),
+        preprocessing=preprocessing,
         num_steps=recipe.num_steps(len(data.train)),
         device=device,
         ranks=ranks,
@@ -100,7 +101,7 @@ def train(recipe: Recipe, out: Path, *, options: Options | None = None) -> dict[
         with machine_settings(options, device):
             plan = make_plan(recipe, options, device, ranks)
             ranks.wait()  # everyone has looked at the folder
-            with explain_failures(recipe, out):
+            with explain_failures(recipe, out), run_folder.locked(out) if ranks.first else nullcontext():
                 if ranks.first:
                     begin_folder(recipe, out, overwrite=options.overwrite)
                 with log_to(out / "log.txt", enabled=ranks.first), stop_requests() as stop:
@@ -182,11 +183,7 @@ def train_steps(plan: Plan, learner: Learner, record: RunRecord, stop: StopReque
             epoch_ends = finished or step % order.steps_per_epoch == 0
             if epoch_ends:
                 evaluation = evaluate_part(learner.evaluated, plan, "val")
-                heads = (
-                    analysis.head_figures(learner.evaluated, watched)
-                    if ranks.first and hasattr(analysis, "head_figures")
-                    else []
-                )
+                heads = head_figures(learner.evaluated, watched) if ranks.first else []
                 record.end_epoch(learner, sums, evaluation, step=step, heads=heads)
                 sums = EpochSums()
                 finished = finished or record.should_stop(recipe.patience)
@@ -286,7 +283,7 @@ def check_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: --out must be a new folder or a run folder.")
-    if not out.is_dir() or not any(out.iterdir()):
+    if not out.is_dir() or {path.name for path in out.iterdir()} <= {run_folder.LOCK}:
         return
     if not (out / run_folder.RECIPE).exists():
         raise UserError(f"The folder {out} holds something else than a run: choose another --out.")
@@ -301,9 +298,13 @@ def check_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
 
 
 def begin_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
-    """Make the run folder and write its recipe, unless it is there; with ``overwrite`` what is there goes first."""
-    if overwrite and out.is_dir():
-        shutil.rmtree(out)
+    """Write the recipe into the run folder, unless it is there; with ``overwrite`` what is there goes first."""
+    if overwrite:
+        for path in out.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != run_folder.LOCK:
+                path.unlink()
     if not (out / run_folder.RECIPE).exists():
         content = {"format": run_folder.FORMAT, "comvex": comvex.__version__, "recipe": recipe.to_dict()}
         write_text(out / run_folder.RECIPE, json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,209 @@
+"""One step of training: the same as others' on the same batch, however the batch is cut up."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from timm.models.convit import ConVit
+from timm.optim import create_optimizer_v2
+
+from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
+from comvex.data.loading import Batch
+from comvex.data.picture_set import PictureSet
+from comvex.data.sources import DataSet, open_data
+from comvex.inference.task import SingleLabel
+from comvex.training.ranks import Ranks
+from comvex.training.recipe import Architecture, Options, Recipe
+from comvex.training.step import Learner, NotFiniteError
+from comvex.training.trainer import train
+
+NUM = 12
+CONFIG = ConViTConfig.ConViT_Ti(
+    image_size=16, patch_size=4, image_channel=1, dim=32, num_local_layers=2, num_nonlocal_layers=1, num_classes=10
+)
+RECIPE = Recipe(steps=5, batch_size=NUM, learning_rate=1e-3, warmup_epochs=0, min_learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def digits() -> DataSet:
+    return open_data("digits")
+
+
+def learner(recipe: Recipe, data: DataSet, *, dtype: torch.dtype = torch.float64, **options) -> Learner:
+    torch.manual_seed(0)
+    model = ConViTWithLinearClassifier(CONFIG).to(dtype).train()
+    return Learner(
+        model,
+        recipe,
+        data=data,
+        task=SingleLabel(),
+        device=torch.device("cpu"),
+        options=Options(**options),
+        ranks=Ranks(),
+    )
+
+
+def batches(*, num: int = 5, dtype: torch.dtype = torch.float64) -> list[Batch]:
+    torch.manual_seed(1)
+    return [
+        Batch(torch.randn(NUM, 1, 16, 16, dtype=dtype), torch.randint(10, (NUM,)), torch.arange(NUM), [])
+        for _ in range(num)
+    ]
+
+
+def cut(batch: Batch, *sizes: int) -> list[Batch]:
+    parts = [tensor.split(sizes) for tensor in (batch.pictures, batch.labels, batch.indices)]
+    return [Batch(*part, []) for part in zip(*parts, strict=True)]
+
+
+def parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.named_parameters() if "pos_proj.bias" not in name}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+def test_five_steps_are_those_of_the_published_implementation(dtype, tolerance, digits):
+    """timm's ConViT and timm's AdamW with the loss of the official engine, written out; the positional bias apart."""
+    ours = learner(replace(RECIPE, clip_norm=None), digits, dtype=dtype)
+    theirs = ConVit(
+        img_size=16, patch_size=4, in_chans=1, num_classes=10, embed_dim=8, depth=3, num_heads=4, local_up_to_layer=2
+    ).to(dtype)
+    theirs.load_state_dict(ours.model.state_dict())
+    optimizer = create_optimizer_v2(theirs, opt="adamw", lr=1e-3, weight_decay=0.05)
+    for step, batch in enumerate(batches(dtype=dtype), start=1):
+        ours.step(step, [batch], num_pictures=NUM)
+        loss = F.cross_entropy(theirs(batch.pictures), batch.labels, label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found, expected = parameters(ours.model), parameters(theirs)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("sizes", [(6, 6), (5, 4, 3), (12, 0)])
+def test_micro_steps_of_any_size_are_one_step(sizes, digits):
+    whole, pieces = learner(RECIPE, digits), learner(RECIPE, digits)
+    for step, batch in enumerate(batches(), start=1):
+        one = whole.step(step, [batch], num_pictures=NUM)
+        other = pieces.step(step, cut(batch, *sizes), num_pictures=NUM)
+        torch.testing.assert_close(one.loss_sum, other.loss_sum, rtol=1e-6, atol=0)
+    for name, tensor in parameters(whole.model).items():
+        torch.testing.assert_close(parameters(pieces.model)[name], tensor, atol=1e-12, rtol=0)
+
+
+def test_gradient_checkpointing_changes_no_gradient(digits):
+    plain, recomputed = learner(RECIPE, digits), learner(RECIPE, digits, grad_checkpointing=True)
+    for step, batch in enumerate(batches(), start=1):
+        for each in (plain, recomputed):
+            each.step(step, [batch], num_pictures=NUM)
+    for name, tensor in parameters(plain.model).items():
+        torch.testing.assert_close(parameters(recomputed.model)[name], tensor, atol=1e-12, rtol=0)
+
+
+def test_a_step_depends_on_its_number_and_not_on_what_was_drawn_before(digits):
+    recipe = replace(RECIPE, mixup=0.8, cutmix=1.0)
+    results = []
+    for disturbance in (0, 1):
+        each = learner(recipe, digits)
+        torch.manual_seed(disturbance)
+        np.random.seed(disturbance)  # noqa: NPY002  timm draws from it
+        [batch] = batches(num=1)
+        each.step(3, cut(batch, 7, 5), num_pictures=NUM)
+        results.append(parameters(each.model))
+    for name, tensor in results[0].items():
+        assert torch.equal(tensor, results[1][name])
+
+
+def test_mixing_leaves_the_sum_of_the_targets_and_mixes_an_odd_number_too(digits):
+    each = learner(replace(RECIPE, mixup=0.8, cutmix=1.0), digits)
+    [batch] = batches(num=1)
+    for size in (12, 7, 1):
+        part = cut(batch, size, NUM - size)[0]
+        pictures, targets = each.inputs(part._replace(pictures=part.pictures.clone()), (1, 0, 0))
+        assert pictures.shape == part.pictures.shape
+        torch.testing.assert_close(targets.sum(1), torch.ones(size, dtype=targets.dtype))
+
+
+def test_rare_classes_count_more_in_the_loss(digits):
+    labels = np.repeat([0, 1], [90, 10])
+    data = replace(digits, classes=("common", "rare"), train=PictureSet(np.zeros((100, 8, 8), np.uint8), labels))
+    each = learner(replace(RECIPE, balance="loss"), data)
+    torch.testing.assert_close(each.class_weights, torch.tensor([100 / 180, 5.0]))
+    logits = torch.randn(4, 2)
+    one, weighted = (
+        SingleLabel().loss(logits, torch.ones(4, dtype=torch.int64), class_weights=weights)
+        for weights in (None, each.class_weights)
+    )
+    torch.testing.assert_close(weighted, 5 * one)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_learns_the_same_batch_and_its_state_can_be_kept(precision, digits):
+    recipe = replace(RECIPE, precision=precision, label_smoothing=0.0)
+    each = learner(recipe, digits, dtype=torch.float32)
+    [batch] = batches(num=1, dtype=torch.float32)
+    losses = [each.step(step, [batch], num_pictures=NUM).loss_sum.item() for step in range(1, 61)]
+    assert losses[-1] < 0.4 * losses[0]
+    assert {parameter.dtype for parameter in each.model.parameters()} == {torch.float32}
+    other = learner(recipe, digits, dtype=torch.float32)
+    other.load({name: dict(tensors) for name, tensors in each.tensors().items()}, each.values())
+    assert other.scaler.state_dict() == each.scaler.state_dict()
+    one, same = (x.step(61, [batch], num_pictures=NUM).loss_sum for x in (each, other))
+    assert torch.equal(one, same)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(digits):
+    each = learner(replace(RECIPE, ema_decay=0.9), digits)
+    [batch] = batches(num=1)
+    before = {name: tensor.clone() for name, tensor in each.model.state_dict().items()}
+    batch.pictures[3] = torch.inf
+    with pytest.raises(NotFiniteError):
+        each.step(1, [batch], num_pictures=NUM)
+    for name, tensor in each.model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_a_compiled_model_takes_the_same_steps(digits):
+    plain, compiled = learner(RECIPE, digits), learner(RECIPE, digits)
+    compiled.running.compile(backend="aot_eager")
+    for step, batch in enumerate(batches(num=2), start=1):
+        for each in (plain, compiled):
+            each.step(step, [batch], num_pictures=NUM)
+    for name, tensor in parameters(plain.model).items():
+        torch.testing.assert_close(parameters(compiled.model)[name], tensor, atol=1e-12, rtol=0)
+
+
+SPREAD = Recipe(model=Architecture(dim=32, num_local_layers=1), steps=10, batch_size=50, learning_rate=1e-3)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_ten_steps_of_two_processes_are_those_of_one(accumulate, tmp_path):
+    """Over gloo, started as a user does; unequal shares of the batch, and evaluation that counts each picture once."""
+    arguments = "--model.dim 32 --model.num-local-layers 1 --steps 10 --batch-size 50 --learning-rate 1e-3 --threads 1"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "comvex"]
+    command += ["train", *arguments.split(), "--accumulate", str(accumulate), "--out", str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stderr
+    summaries = [train(SPREAD, tmp_path / "one"), train(SPREAD, tmp_path / "two")]
+    one, two = (load_file(tmp_path / run / "weights" / "last.safetensors") for run in ("one", "two"))
+    for name, tensor in one.items():
+        # AdamW divides by the gradient's own size: where that is nearly 0, rounding decides
+        torch.testing.assert_close(two[name], tensor, atol=1e-4, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+    assert summaries[0]["num_pictures"] == summaries[1]["num_pictures"] == 360
+    assert summaries[0]["loss"] == pytest.approx(summaries[1]["loss"], rel=1e-4)
+
+
+def test_a_process_without_a_single_picture_does_not_stop_the_others(tmp_path: Path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "comvex"]
+    command += ["train", "--steps", "3", "--batch-size", "1", "--model.dim", "32", "--threads", "1"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
