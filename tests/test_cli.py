@@ -86,7 +86,7 @@ def test_train_evaluate_predict(tmp_path):
     assert low < figures["top1"] < high
     picture = run / "evaluation" / "digits-test" / "confusion.png"
     first = picture.read_bytes()
-    assert "kept from an earlier evaluation" in comvex("evaluate", run).stdout
+    assert "of an earlier evaluation, kept" in comvex("evaluate", run).stdout
     assert picture.read_bytes() == first
 
     files = []
@@ -174,9 +174,10 @@ def test_pictures_with_several_labels_from_a_table_to_their_probabilities(multi_
     evaluated = comvex("evaluate", multi_label_run, "--out", tmp_path)
     figures = json.loads(comvex("evaluate", multi_label_run, "--out", tmp_path, "--json").stdout)
     assert f"mean AP     {figures['mean_average_precision']:.2f} %" in evaluated.stdout
-    for label, percent in figures["average_precision"].items():
-        assert f"{percent:6.2f} %  {label} ({figures['num_positive'][label]} pictures)" in evaluated.stdout
-    assert figures["average_precision_picture_kept"]
+    for row in figures["by_class"]:
+        line = f"{row['average_precision']:6.2f} %  {row['class']} ({row['num_positive']} pictures)"
+        assert line in evaluated.stdout
+    assert figures["files_kept"]
 
     predicted = json.loads(comvex("predict", multi_label_run, data.parent / "0.png", "--json").stdout)
     [entries] = predicted["predictions"].values()

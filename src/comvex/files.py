@@ -1,9 +1,14 @@
-"""Writing files so that a crash leaves the old one or the new one, never half of one."""
+"""Writing files so that a crash leaves the old one or the new one, never half of one; tables as CSV."""
 
+import csv
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from comvex.errors import UserError
 
 
 @contextmanager
@@ -24,3 +29,29 @@ def write_text(file: Path, text: str) -> None:
     """Write a text file, complete or not at all."""
     with replace_file(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_table(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows of the same columns as CSV; floats in full, so that equal files mean equal figures."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, text.getvalue())
+
+
+def read_table(file: Path) -> list[dict[str, int | float | None]]:
+    """The rows of figures that ``write_table`` wrote; raises ``ValueError`` if they are not whole."""
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            header, *rows = csv.reader(stream)
+        return [dict(zip(header, map(number, row), strict=True)) for row in rows]
+    except ValueError as error:
+        raise UserError(f"The table {file} is damaged: {error}.") from error
+
+
+def number(text: str) -> int | float | None:
+    """What a cell of a table says: a whole number, another one in full, or nothing."""
+    if text == "":
+        return None
+    return int(text) if text.lstrip("-").isdecimal() else float(text)

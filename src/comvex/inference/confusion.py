@@ -13,7 +13,10 @@ MOST_NAMED = 30
 
 
 def draw_confusion(confusion: NDArray[np.int64], labels: Sequence[str], file: Path, *, title: str) -> None:
-    """Each true class's row in percent of its pictures; ``confusion`` is (num_classes, num_classes) of counts."""
+    """Each true class's row in percent of its pictures; ``confusion`` is (num_classes, num_classes) of counts.
+
+    One column more counts what was taken for a class that none of the pictures has.
+    """
     share = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     num_classes = len(labels)
     side = min(12.0, 3.0 + 0.42 * num_classes)
@@ -22,7 +25,8 @@ def draw_confusion(confusion: NDArray[np.int64], labels: Sequence[str], file: Pa
         picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
         figure.colorbar(picture, label="share of the true class, %", shrink=0.7)
         if num_classes <= MOST_NAMED:
-            axes.set_xticks(range(num_classes), labels, rotation=45, ha="right")
+            columns = [*labels, "another class"][: confusion.shape[1]]
+            axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
             axes.set_yticks(range(num_classes), labels)
             for row, column in zip(*np.nonzero(confusion), strict=True):
                 colour = "white" if share[row, column] > 55 else "black"

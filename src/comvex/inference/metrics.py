@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def num_correct(logits: Tensor, labels: Tensor, *, k: int) -> int:
-    """How many of the labels (B,) are among the k largest logits (B, num_classes) of their row."""
+def among_largest(logits: Tensor, labels: Tensor, *, k: int) -> Tensor:
+    """Whether each label (B,) is among the k largest logits (B, num_classes) of its row: (B,) of bool."""
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices  # (B, k)
-    return int((best == labels[:, None]).any(dim=1).sum())
+    return (best == labels[:, None]).any(dim=1)
 
 
 def wilson_interval(correct: int, total: int, *, z: float = 1.959964) -> tuple[float, float]:

@@ -2,37 +2,94 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor, nn
 
 from comvex import run_folder
+from comvex.convit.analysis import without_position_embedding
+from comvex.convit.config import as_pair
 from comvex.data.loading import evaluation_loader
-from comvex.data.sources import DataSet, open_data
+from comvex.data.picture_set import PictureSet
+from comvex.data.sources import DataSet, find_data, open_data
+from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
-from comvex.inference.evaluate import evaluate
+from comvex.files import write_table
+from comvex.inference.calibration import draw_reliability
+from comvex.inference.classes import match_classes
+from comvex.inference.evaluate import Evaluation, evaluate
 from comvex.inference.predictor import Predictor, load
+from comvex.inference.processes import place_and_number
+from comvex.inference.task import Task
+
+Part = Literal["test", "val", "train", "all"]
 
 
-def evaluation_data(source: str | Path, data: str | None) -> DataSet:
+@dataclass(frozen=True)
+class Changes:
+    """What is done otherwise than the weights say; None leaves it to them."""
+
+    image_size: int | tuple[int, int] | None = None
+    """Side in pixels, or (height, width)."""
+    crop_pct: float | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    mask_position_embedding: bool = False
+
+    def preprocessing(self, given: Preprocessing) -> Preprocessing:
+        """That of the weights with the changes; raises ``ValueError`` for values that are not possible."""
+        changed = {
+            name: getattr(self, name) for name in ("crop_pct", "interpolation") if getattr(self, name) is not None
+        }
+        if self.image_size is not None:
+            changed["image_size"] = as_pair(self.image_size)
+        return replace(given, **changed)
+
+    def words(self) -> list[str]:
+        """The changes as parts of a folder's name."""
+        size = [] if self.image_size is None else ["{}x{}".format(*as_pair(self.image_size))]
+        crop = [] if self.crop_pct is None else [f"crop{self.crop_pct:g}"]
+        masked = ["masked"] if self.mask_position_embedding else []
+        return [*size, *crop, *([self.interpolation] if self.interpolation else []), *masked]
+
+
+def evaluation_data(source: str | Path, data: str | None, *, part: Part) -> DataSet:
     """The data set asked for, or else the one that the run ``source`` was trained on, split as it was there.
 
-    Raises ``ValueError`` if none is asked for and ``source`` is no run.
+    For the part "all" of other data than the run's own nothing is set aside. Raises ``ValueError`` if none is asked for
+    and ``source`` is no run.
     """
     run = Path(source)
-    if not (run / run_folder.RECIPE).exists():
-        if data is None:
-            raise UserError(f"{source} is no run folder: --data must say what to evaluate it on.")
+    is_run = (run / run_folder.RECIPE).exists()
+    if data is None and not is_run:
+        raise UserError(f"{source} is no run folder: --data must say what to evaluate it on.")
+    if data is not None and part == "all":
+        return find_data(data, split_seed=0)
+    if not is_run:
+        assert data is not None
         return open_data(data)
     recipe = run_folder.read_recipe(run)
     split = {name: recipe[name] for name in ("split_seed", "fraction", "val_fraction")}
     return open_data(data if data is not None else recipe["data"], **split)
 
 
+def chosen_parts(data: DataSet, part: Part) -> list[PictureSet]:
+    """The pictures to evaluate on; raises ``ValueError`` if there are none."""
+    if part != "all":
+        return [data.part(part)]
+    return [pictures for pictures in (data.train, data.val, data.test) if pictures is not None and len(pictures)]
+
+
 def evaluation_folder(source: str | Path) -> Path:
-    """Where the pictures of an evaluation go: into the run, beside a weights file, or here for a model by name."""
+    """Where the files of an evaluation go: into the run, beside a weights file, or here for a model by name."""
     path = Path(source)
     return (path if path.is_dir() else path.parent if path.is_file() else Path()) / "evaluation"
 
@@ -45,75 +102,140 @@ def check_task(predictor: Predictor, data: DataSet) -> None:
             f"The model was trained on pictures with {kinds[predictor.task.multi_label]} each, but those of "
             f"{data.name} have {kinds[data.multi_label]} each."
         )
-    if data.classes != predictor.labels:
-        missing = [name for name in data.classes if name not in predictor.labels]
-        detail = (
-            f"it does not know {missing[0]!r}"
-            if missing
-            else f"it has {len(predictor.labels)}, in another order or number"
-        )
-        raise UserError(f"The model's classes are not those of {data.name}: {detail}.")
+
+
+class Reordered(nn.Module):
+    """A model whose logits (B, num_classes) come in another order, or only some of them: (B, len(order))."""
+
+    def __init__(self, model: nn.Module, order: NDArray[np.int64]) -> None:
+        super().__init__()
+        self.model, self.order = model, torch.from_numpy(order)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.model(pictures)[:, self.order]
 
 
 def evaluate_run(
     source: str | Path,
     *,
     data: str | None = None,
-    part: str = "test",
+    part: Part = "test",
+    changes: Changes | None = None,
     out: Path | None = None,
     batch_size: int = 256,
     workers: int = 0,
     device: str = "auto",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate and draw the confusion matrix, or for a multi-label model the average precision of every class.
+    """Evaluate, write the figures of every class as a table, and draw confusion matrix and calibration.
 
-    Returns the figures: top1 and top5, or mean_average_precision and average_precision by class, in percent. The
-    picture goes to ``out``, by default RUN/evaluation/DATA-PART/confusion.png or average_precision.png; one that is
-    there already is kept unless ``overwrite``.
+    For a multi-label model the average precision of every class is drawn instead of the confusion matrix. Returns the
+    figures, in percent where they are shares; ``by_class`` has a row per class of the data. The files go to ``out``, by
+    default RUN/evaluation/DATA-PART; those that are there already are kept unless ``overwrite``.
 
-    Raises ``ValueError`` if the run, the data or the part is missing, or the classes differ.
+    The data may have fewer classes than the model: they are matched by name, and the model still answers among all of
+    its own (a multi-label model is asked for those of the data alone).
+
+    Raises ``ValueError`` if the run, the data or the part is missing, the model does not know a class, or a change is
+    not possible.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: it must be at least 1.")
+    changes = changes or Changes()
     predictor = load(source, device=device)
-    pictures_of = evaluation_data(source, data)
-    check_task(predictor, pictures_of)
-    pictures = pictures_of.read_at(full_depth=predictor.preprocessing.full_depth).part(part)
-    channels = predictor.preprocessing.channels
-    loader = evaluation_loader(
-        pictures, predictor.transform, channels=channels, batch_size=batch_size, workers=workers
-    )  # fmt: skip
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task(f"evaluating {len(pictures)} pictures", total=len(pictures))
-        evaluation = evaluate(
-            predictor.model,
-            loader,
-            task=predictor.task,
-            num_classes=len(predictor.labels),
-            device=predictor.device,
-            advance=lambda count: progress.advance(task, count),
-        )
-    folder = out or evaluation_folder(source) / f"{pictures_of.name}-{part}"
-    picture = predictor.task.picture
-    file = folder / f"{picture}.png"
-    kept = file.exists() and not overwrite
-    if not kept:
-        what = f"{pictures_of.name}, {evaluation.num_pictures} {part} pictures"
-        evaluation.scores.draw(predictor.labels, file, pictures=what)
+    data_set = evaluation_data(source, data, part=part).read_at(full_depth=predictor.preprocessing.full_depth)
+    check_task(predictor, data_set)
+    order = class_order(predictor, data_set)
+    evaluation = evaluate_parts(
+        predictor, chosen_parts(data_set, part), changes, order=order, batch_size=batch_size, workers=workers
+    )
+    folder = out or evaluation_folder(source) / "-".join([data_set.name, part, *changes.words()])
+    which = "" if part == "all" else f"{part} "
+    title = f"{data_set.name}, {evaluation.num_pictures} {which}pictures"
     return {
         "source": str(source),
-        "data": pictures_of.name,
+        "data": data_set.name,
         "part": part,
         "num_pictures": evaluation.num_pictures,
         "num_unreadable": len(evaluation.unreadable),
         "unreadable": evaluation.unreadable,
         **evaluation.scores.summary(),
-        **evaluation.scores.by_class(predictor.labels),
         "loss": evaluation.loss,
         "seconds": evaluation.seconds,
         "pictures_per_second": evaluation.pictures_per_second,
-        f"{picture}_picture": str(file),
-        f"{picture}_picture_kept": kept,
+        "by_class": evaluation.scores.by_class(data_set.classes),
+        **write_files(evaluation, predictor.task, data_set.classes, folder, title=title, overwrite=overwrite),
     }
+
+
+def class_order(predictor: Predictor, data: DataSet) -> NDArray[np.int64]:
+    """The model's classes with those of the data first, in the data's order, so that its labels are places in it.
+
+    A multi-label model's other classes are left out: whether the pictures show them is not known.
+    """
+    classes = match_classes(predictor.labels, data)
+    if data.multi_label:
+        return classes
+    others = np.setdiff1d(np.arange(len(predictor.labels)), classes)
+    return np.concatenate([classes, others])
+
+
+def evaluate_parts(
+    predictor: Predictor,
+    parts: Sequence[PictureSet],
+    changes: Changes,
+    *,
+    order: NDArray[np.int64],
+    batch_size: int,
+    workers: int,
+) -> Evaluation:
+    """Evaluate on all pictures of the parts, with a progress bar in a terminal."""
+    preprocessing = changes.preprocessing(predictor.preprocessing)
+    rank, num_ranks = place_and_number()
+    loaders = [
+        evaluation_loader(
+            pictures,
+            preprocessing.transform(),
+            channels=preprocessing.channels,
+            batch_size=batch_size,
+            workers=workers,
+            rank=rank,
+            num_ranks=num_ranks,
+        )
+        for pictures in parts
+    ]
+    model = without_position_embedding(predictor.model) if changes.mask_position_embedding else predictor.model
+    num_pictures = sum(len(loader.sampler) for loader in loaders)  # pyright: ignore[reportArgumentType]
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task(f"evaluating {num_pictures} pictures", total=num_pictures)
+        return evaluate(
+            Reordered(model, order),
+            itertools.chain.from_iterable(loaders),
+            task=predictor.task,
+            num_classes=len(order),
+            device=predictor.device,
+            advance=lambda count: progress.advance(bar, count),
+        )
+
+
+def write_files(
+    evaluation: Evaluation, task: Task, classes: Sequence[str], folder: Path, *, title: str, overwrite: bool
+) -> dict[str, Any]:
+    """Write what is not there yet, with ``overwrite`` all of it; returns the files by name, and if any was kept."""
+    scores = evaluation.scores
+    answers = "answers" if task.multi_label else "predictions"
+    files = {
+        f"{task.picture}_picture": folder / f"{task.picture}.png",
+        "reliability_picture": folder / "reliability.png",
+        "per_class_table": folder / "per_class.csv",
+    }
+    picture, reliability, table = files.values()
+    kept = {file for file in files.values() if file.exists() and not overwrite}
+    if picture not in kept:
+        scores.draw(classes, picture, pictures=title)
+    if reliability not in kept:
+        draw_reliability(scores.calibration, reliability, title=title, answers=answers)
+    if table not in kept:
+        write_table(table, scores.by_class(classes))
+    return {name: str(file) for name, file in files.items()} | {"files_kept": bool(kept)}
