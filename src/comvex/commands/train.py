@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from comvex.errors import UserError
 from comvex.training.recipe import Options, Recipe
 from comvex.training.recipes import RECIPES
 
@@ -67,6 +68,8 @@ class Train:
         from comvex.training.stopping import StoppedError
         from comvex.training.trainer import train
 
+        if not self.recipe.data:
+            raise UserError(f"{self.name} has no data of its own: --data must name a folder, a CSV file or a data set.")
         out = self.out if self.out is not None else default_out(self.recipe)
         if self.dry_run:
             from comvex.training.dry_run import dry_run

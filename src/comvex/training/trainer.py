@@ -193,6 +193,7 @@ def train_steps(plan: Plan, learner: Learner, record: RunRecord, stop: StopReque
             if stopping and not finished:
                 stopped = StoppedError(step, stop.name or "a signal to another process")
                 LOGGER.info("%s", stopped)
+                ranks.wait()  # torchrun ends all processes when the first one ends
                 raise stopped
             progress.show(step, record, sums)
 
