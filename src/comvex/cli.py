@@ -16,6 +16,7 @@ from comvex.commands.convert import Convert
 from comvex.commands.data import Data
 from comvex.commands.evaluate import Evaluate
 from comvex.commands.predict import Predict
+from comvex.commands.runs import Runs
 from comvex.commands.train import Train
 from comvex.errors import UserError
 
@@ -34,6 +35,7 @@ COMMANDS: dict[str, type[Command]] = {
     "predict": Predict,
     "convert": Convert,
     "data": Data,
+    "runs": Runs,
 }
 
 

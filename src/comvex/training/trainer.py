@@ -103,7 +103,7 @@ def train(recipe: Recipe, out: Path, *, options: Options | None = None) -> dict[
             ranks.wait()  # everyone has looked at the folder
             with explain_failures(recipe, out), run_folder.locked(out) if ranks.first else nullcontext():
                 if ranks.first:
-                    begin_folder(recipe, out, overwrite=options.overwrite)
+                    begin_folder(recipe, out, num_steps=plan.num_steps, overwrite=options.overwrite)
                 with log_to(out / "log.txt", enabled=ranks.first), stop_requests() as stop:
                     return carry_out(plan, out, stop)
 
@@ -298,7 +298,7 @@ def check_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
         )
 
 
-def begin_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
+def begin_folder(recipe: Recipe, out: Path, *, num_steps: int, overwrite: bool) -> None:
     """Write the recipe into the run folder, unless it is there; with ``overwrite`` what is there goes first."""
     if overwrite:
         for path in out.iterdir():
@@ -307,5 +307,10 @@ def begin_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
             elif path.name != run_folder.LOCK:
                 path.unlink()
     if not (out / run_folder.RECIPE).exists():
-        content = {"format": run_folder.FORMAT, "comvex": comvex.__version__, "recipe": recipe.to_dict()}
+        content = {
+            "format": run_folder.FORMAT,
+            "comvex": comvex.__version__,
+            "recipe": recipe.to_dict(),
+            "num_steps": num_steps,
+        }
         write_text(out / run_folder.RECIPE, json.dumps(content, indent=2) + "\n")
