@@ -21,7 +21,11 @@ UNITS = {"top1": "", "map": " mAP"}
 
 @dataclass(frozen=True)
 class Runs:
-    """List the runs in a folder with their figures, and what their recipes have different."""
+    """List the runs in a folder with their figures, and what their recipes have different.
+
+    val is the figure of the best epoch in validation, test that of its weights on the test pictures: top-1 accuracy, or
+    where it says mAP, for several labels a picture, mean average precision.
+    """
 
     folder: Annotated[Positional[Path], arg(metavar="FOLDER")] = Path("runs")
     """Folder that holds run folders, at any depth."""
@@ -52,22 +56,25 @@ def print_runs(runs: Sequence[Run], differences: dict[str, dict[str, Any]]) -> N
     if readable:
         console.print(figures_table(readable))
     if differences:
+        console.print("\nWhat the recipes have different:\n")
         console.print(differences_table(differences))
     for run in runs:
         if run.problem is not None:
-            console.print(f"{run.name}: damaged. {run.problem}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{run.name} cannot be read: {run.problem}", markup=False, highlight=False, soft_wrap=True)
 
 
 def figures_table(runs: Sequence[Run]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("run", "data", "model", "state"):
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    for name in ("run", "data"):
         table.add_column(name, overflow="fold")
-    for name in ("parameters", "epochs", "best val, %", "test, %", "loss", "seconds", "pictures/s"):
-        table.add_column(name, justify="right")
-    table.add_column("date")
+    for name in ("model", "state"):
+        table.add_column(name)
+    for name in ("params", "epochs", "val, %", "test, %", "loss", "seconds", "img/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("date", no_wrap=True)
     for run in runs:
         unit = UNITS[run.criterion or "top1"]
         table.add_row(
@@ -89,18 +96,23 @@ def figure(value: float | None, form: str, unit: str = "") -> str:
 
 
 def differences_table(differences: dict[str, dict[str, Any]]) -> Table:
-    """A row for each run, a column for each field in which they differ."""
+    """The fields in which the runs differ, by run; on its side if there are more fields than runs."""
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(
-        box=None, padding=(0, 2, 0, 0), header_style="bold", title="\nWhat the recipes have different",
-        title_justify="left", title_style="bold",
-    )  # fmt: skip
-    table.add_column("run", overflow="fold")
-    for field in differences:
-        table.add_column(field, overflow="fold")
-    for run in next(iter(differences.values())):
-        cells = (values[run] for values in differences.values())
-        table.add_row(escape(run), *(escape("-" if cell is None else str(cell)) for cell in cells))
+    runs = list(next(iter(differences.values())))
+    cells = {run: {field: values[run] for field, values in differences.items()} for run in runs}
+    corner, columns, rows = "run", list(differences), cells
+    if len(differences) > len(runs):
+        corner, columns, rows = "field", runs, differences
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in (corner, *columns):
+        table.add_column(escape(name), overflow="fold")
+    for name, row in rows.items():
+        table.add_row(escape(name), *(escape(cell(row[column])) for column in columns))
     return table
+
+
+def cell(value: Any) -> str:
+    """A value of a recipe: "-" for none, quotation marks for an empty text."""
+    return "-" if value is None else str(value) or '""'

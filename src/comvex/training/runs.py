@@ -91,7 +91,9 @@ def read_run(run: Path, *, name: str) -> Run:
     try:
         return Run(name=name, **read_figures(run))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        reason = str(error)
+        if not isinstance(error, UserError):
+            reason = f"One of its files is not what comvex writes ({type(error).__name__}: {error})."
         return Run(name=name, problem=reason)
 
 
@@ -140,7 +142,8 @@ def describe_state(finished: bool, step: int | None, num_steps: int | None) -> s
 def describe_model(recipe: dict[str, Any]) -> str:
     """The size's name, or where the weights come from."""
     model = recipe["model"]
-    words = Path(recipe["weights"]).name if recipe["weights"] else model["preset"] or "small ConViT"
+    weights = recipe.get("weights")  # which the first version's recipes did not have
+    words = Path(weights).name if weights else model["preset"] or "small ConViT"
     return words if model["use_gpsa"] else f"{words}, plain attention"
 
 
