@@ -6,6 +6,7 @@ Their values are kept: integers are divided by the largest of their type, floats
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from tifffile import TiffPage, TiffPageSeries
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_CHANNELS = {0: 1, 2: 3, 6: 3}
+"""Channels by the colour type in a PNG's header, without opacity; of transparent grey Pillow can read 8 bits only."""
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian, classic and BigTIFF
 ALPHA = (1, 2)
 """TIFF's kinds of extra samples that say how opaque a pixel is."""
@@ -42,7 +45,7 @@ def deep_channels(file: PictureFile) -> int | None:
         with open_picture(file) as stream:
             kind = picture_kind(stream)
             if kind == "png":
-                return 3 if stream.read(26)[25] & 2 else 1  # the header's colour type, bit 1: RGB
+                return PNG_CHANNELS.get(stream.read(26)[25])
             if kind == "tiff":
                 return tiff_channels(stream)
             with Image.open(stream) as picture:
@@ -90,16 +93,28 @@ def decode_values(file: PictureFile) -> NDArray[np.float32]:
         if kind == "tiff":
             return decode_tiff(stream)
         with Image.open(stream) as picture:
-            return as_values(np.asarray(picture))
+            # The 32 bits of Pillow's mode I hold 16 of a PGM
+            return as_values(np.asarray(picture).astype(np.uint16) if picture.mode == "I" else np.asarray(picture))
 
 
 def decode_png(content: bytes) -> NDArray[np.uint16]:
-    """A 16-bit PNG as (height, width, 1 to 4); Pillow would drop half of the bits of colours."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_image
+    """A 16-bit PNG as (height, width) or (height, width, 3 or 4).
 
-    decoded = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.UNCHANGED)
-    return decoded.permute(1, 2, 0).numpy()
+    Of 16-bit colours Pillow keeps the byte that it takes for the higher one; so it is told both orders of bytes.
+    """
+    with Image.open(io.BytesIO(content)) as picture:
+        if picture.mode in WIDE_MODES:
+            return np.asarray(picture).astype(np.uint16)
+        mode = picture.mode
+    high, low = (decode_as(content, f"{mode};16{order}").astype(np.uint16) for order in "BL")
+    return np.bitwise_or(high << 8, low, dtype=np.uint16)
+
+
+def decode_as(content: bytes, raw_mode: str) -> NDArray[np.uint8]:
+    """A picture whose pixels Pillow unpacks in another way than it would by itself."""
+    with Image.open(io.BytesIO(content)) as picture:
+        picture.tile = [tile._replace(args=raw_mode) for tile in picture.tile]
+        return np.asarray(picture)
 
 
 # TIFF
