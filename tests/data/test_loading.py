@@ -42,7 +42,7 @@ def test_an_epoch_shows_no_picture_twice_and_leaves_out_less_than_a_batch(num, b
     steps = max(1, num // batch)
     shown = [key for step in StepOrder(num, batch, seed=seed, start=steps, stop=2 * steps) for key in step]
     assert {key.epoch for key in shown} == {1}
-    indices = [key.index for key in shown]
+    indices = [key.number for key in shown]
     assert {key.repeat for key in shown} == {0}
     assert len(set(indices)) == len(indices) > num - batch
     assert set(indices) <= set(range(num))

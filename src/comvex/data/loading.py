@@ -25,7 +25,7 @@ class Key(NamedTuple):
     """Which picture is shown: what is random in it depends on the seed and on these three alone."""
 
     epoch: int
-    index: int
+    number: int
     repeat: int
     """How often the epoch has shown it before."""
 
@@ -45,13 +45,13 @@ class Batch(NamedTuple):
 class Sample(NamedTuple):
     picture: Tensor | None
     label: np.integer | NDArray[np.integer]
-    index: int
+    number: int
     problem: str
 
 
 def collate(samples: list[Sample]) -> Batch:
     """A batch of the samples that could be read; none at all gives empty tensors."""
-    readable = [(sample.picture, sample.label, sample.index) for sample in samples if sample.picture is not None]
+    readable = [(sample.picture, sample.label, sample.number) for sample in samples if sample.picture is not None]
     pictures = torch.stack([picture for picture, _, _ in readable]) if readable else torch.empty(0)
     labels = torch.from_numpy(np.array([label for _, label, _ in readable], dtype=np.int64))
     indices = torch.tensor([index for _, _, index in readable], dtype=torch.int64)
@@ -74,7 +74,7 @@ class TrainingPictures(Dataset[Sample]):
 
     def __getitem__(self, key: Key) -> Sample:
         with seeded(derive_seed(self.seed, AUGMENTATION, *key)):
-            return load_sample(self.pictures, key.index, self.transform, self.channels)
+            return load_sample(self.pictures, key.number, self.transform, self.channels)
 
 
 class EvaluationPictures(Dataset[Sample]):

@@ -21,7 +21,7 @@ from comvex.training.recipe import ADAPTABLE, Architecture, Recipe
 if TYPE_CHECKING:
     from timm.data.mixup import Mixup
     from timm.scheduler.cosine_lr import CosineLRScheduler as Schedule
-    from timm.utils import ModelEmaV3
+    from timm.utils.model_ema import ModelEmaV3
 
 INITIAL_WEIGHTS = 11
 """Purpose that a seed is derived for."""
@@ -155,7 +155,7 @@ def build_ema(model: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:
     """The average of the weights over the steps, if the recipe asks for one."""
     if recipe.ema_decay is None:
         return None
-    from timm.utils import ModelEmaV3
+    from timm.utils.model_ema import ModelEmaV3
 
     return ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True)
 

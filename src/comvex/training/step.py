@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,9 +90,9 @@ class Learner:
             self.running.compile()
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluated(self) -> ConViTWithLinearClassifier:
         """The model whose figures and weights are written down: the averaged one, if there is one."""
-        return self.model if self.ema is None else self.ema.module
+        return self.model if self.ema is None else cast(ConViTWithLinearClassifier, self.ema.module)
 
     @property
     def learning_rate(self) -> float:

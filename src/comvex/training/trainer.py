@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,7 +228,7 @@ def step_order(plan: Plan, *, start: int) -> StepOrder:
     )
 
 
-def training_batches(plan: Plan, order: StepOrder) -> Iterator[Batch]:
+def training_batches(plan: Plan, order: StepOrder) -> Generator[Batch]:
     """Augmented micro-batches for the steps of ``order``."""
     yield from training_loader(
         TrainingPictures(
