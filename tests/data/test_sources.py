@@ -1,16 +1,11 @@
 """What names and folders stand for."""
 
-import gzip
-import struct
-
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedShuffleSplit
 
-from comvex.data import small_sets
-from comvex.data.small_sets import read_idx
 from comvex.data.sources import open_data
 
 
@@ -39,42 +34,6 @@ def test_no_picture_is_in_two_parts():
     unique = {picture.tobytes() for part in pictures for picture in part}
     everything = {picture.tobytes() for picture in np.round(load_digits().images * (255 / 16)).astype(np.uint8)}
     assert unique == everything
-
-
-@pytest.mark.skipif(
-    not (small_sets.SYSTEM_DATASETS[0] / "fashion-mnist").is_dir(), reason="Fashion-MNIST is not installed"
-)
-def test_one_percent_of_fashion_mnist_is_sixty_pictures_of_each_class():
-    data = open_data("fashion-mnist", fraction=0.01)
-    labels = np.concatenate([data.train.labels, data.val.labels])
-    np.testing.assert_array_equal(np.bincount(labels), [60] * 10)
-    assert len(data.test) == 10_000
-    assert data.train.read(0, channels=1).size == (28, 28)
-
-
-def test_fashion_mnist_that_cannot_be_had_says_what_to_do(monkeypatch, tmp_path):
-    import torchvision.datasets
-
-    def no_network(*_, **__):
-        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
-
-    monkeypatch.setattr(small_sets, "SYSTEM_DATASETS", (tmp_path,))
-    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", no_network)
-    with pytest.raises(ValueError, match="install the system package dataset-fashion-mnist"):
-        open_data("fashion-mnist")
-
-
-def test_idx_files_are_read_compressed_or_not_and_damage_is_named(tmp_path):
-    content = struct.pack(">BBBBII", 0, 0, 8, 2, 2, 3) + bytes(range(6))
-    (tmp_path / "plain").write_bytes(content)
-    (tmp_path / "packed.gz").write_bytes(gzip.compress(content))
-    for name in ("plain", "packed"):
-        np.testing.assert_array_equal(read_idx(tmp_path, name), [[0, 1, 2], [3, 4, 5]])
-    (tmp_path / "short").write_bytes(content[:-1])
-    (tmp_path / "cut.gz").write_bytes(gzip.compress(content)[:-9])
-    for name in ("short", "cut", "missing"):
-        with pytest.raises(ValueError, match=f"{name}.* cannot be read"):
-            read_idx(tmp_path, name)
 
 
 def test_a_folder_of_class_folders_is_split_by_class(tmp_path):
