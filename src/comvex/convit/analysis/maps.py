@@ -82,7 +82,7 @@ def maps_of_layer(given: LayerInput, queries: Sequence[tuple[int, int]]) -> Atte
         return AttentionMaps(given.layer, content, None, content, share)
     row_factor, column_factor = attention.pos_proj(grid)
     positional = row_factor[:, row, :, None] * column_factor[:, column, None, :]  # (heads, Q, H, W)
-    gate = attention.gating_param.sigmoid()[:, None, None, None]
+    gate = attention.gating_param.to(content.dtype).sigmoid()[:, None, None, None]
     return AttentionMaps(given.layer, content, positional, (1 - gate) * content + gate * positional, share)
 
 
@@ -143,5 +143,5 @@ def passed_back(given: LayerInput, share: Tensor) -> Tensor:
         return content.mean(dim=1)
     row_factor, column_factor = (factor.to(share.dtype) for factor in attention.pos_proj(grid))
     positional = torch.einsum("byx,hyj,hxi->bhji", share.unflatten(1, grid), row_factor, column_factor).flatten(2)
-    gate = attention.gating_param.sigmoid()[:, None].to(share.dtype)
+    gate = attention.gating_param.to(share.dtype).sigmoid()[:, None]
     return ((1 - gate) * content + gate * positional).mean(dim=1)

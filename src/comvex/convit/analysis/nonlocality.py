@@ -156,6 +156,14 @@ def positional_distance(model: ConViTBackbone, grid: tuple[int, int]) -> NDArray
     return distance
 
 
+def uniform_nonlocality(grid: tuple[int, int]) -> float:
+    """The non-locality of attention that is the same everywhere, in patches: what to compare with on (rows, columns)."""
+    lengths = [np.arange(1 - length, length) for length in grid]
+    num_rows, num_columns = (length - np.abs(offsets) for length, offsets in zip(grid, lengths, strict=True))
+    distance = np.hypot(lengths[0][:, None], lengths[1])  # (2 H - 1, 2 W - 1)
+    return float(num_rows @ distance @ num_columns / (grid[0] * grid[1]) ** 2)
+
+
 def sum_of_diagonals(factor: Tensor) -> Tensor:
     """(heads, length, length) -> (heads, 2 length - 1): the sum for every offset from query to key, lowest first."""
     length = factor.shape[-1]
