@@ -98,7 +98,8 @@ def smoke(preset: str | None) -> NamedRecipe:
             augment=Augmentation(
                 smallest_crop=0.5, auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25, erase_with="noise"
             ),
-            epochs=6,
+            epochs=5,
+            learning_rate=6e-3,
             repeats=3,
             mixup=0.8,
             cutmix=1.0,
