@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -102,6 +103,8 @@ def test_a_dry_run_shows_the_recipe_and_draws_but_trains_nothing(tmp_path, capsy
     for name in ("samples", "schedule"):
         with Image.open(tmp_path / "run.dry-run" / f"{name}.png") as picture:
             assert picture.width > 400
+            dark = np.asarray(picture.convert("L")) < 128
+            assert dark.mean() > 0.005, name
 
 
 def test_smoke_has_every_source_of_randomness_on():

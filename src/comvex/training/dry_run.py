@@ -75,7 +75,7 @@ def draw_samples(plan: Plan, file: Path) -> None:
     columns = 8
     rows = max(1, -(-len(pictures) // columns))
     with new_figure(file, size=(1.2 * columns, 1.3 * rows + 0.5)) as figure:
-        axes = figure.subplots(rows, columns, squeeze=False).flat
+        axes = figure.subplots(rows, columns, squeeze=False).flatten()
         for axis in axes:
             axis.set_axis_off()
         for axis, picture, label in zip(axes, pictures, batch.labels, strict=False):
