@@ -15,6 +15,7 @@ import comvex
 from comvex.commands.convert import Convert
 from comvex.commands.data import Data
 from comvex.commands.evaluate import Evaluate
+from comvex.commands.explain import Explain
 from comvex.commands.predict import Predict
 from comvex.commands.runs import Runs
 from comvex.commands.train import Train
@@ -33,6 +34,7 @@ COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
+    "explain": Explain,
     "convert": Convert,
     "data": Data,
     "runs": Runs,

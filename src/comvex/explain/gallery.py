@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from comvex.explain.overlay import attention_over
 from comvex.plotting import BLUE, GREY, VERMILION, new_figure
 
 
@@ -47,11 +48,11 @@ def draw_picture(axes: Any, picture: Image.Image) -> None:
     axes.spines[:].set_visible(False)
 
 
-def draw_attention(axes: Any, picture: Image.Image, attention: NDArray[np.float32]) -> None:
-    """The picture in grey under the attention, which is stretched smoothly from patches to pixels."""
-    extent = (0, picture.width, picture.height, 0)
-    axes.imshow(picture.convert("L"), cmap="gray", extent=extent, interpolation="nearest")
-    axes.imshow(attention, cmap="inferno", extent=extent, interpolation="bicubic", alpha=0.6, vmin=0)
+def draw_attention(axes: Any, picture: Image.Image, attention: NDArray[np.float32], *, smooth: bool = True) -> None:
+    """The picture in pale grey under the attention (H, W), stretched from patches to pixels, smoothly or as squares."""
+    finer = max(1, 256 // max(picture.size))  # so that a smooth map is smooth on a picture of a few pixels too
+    enlarged = picture.resize((finer * picture.width, finer * picture.height), Image.Resampling.NEAREST)
+    axes.imshow(attention_over(enlarged, attention, smooth=smooth), interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 

@@ -4,7 +4,8 @@ Everything is computed outside the fast path, from each layer's own input in a f
 mode of the model, and of its parts, is put back. Layers and heads are counted from 0, as in ``model.blocks``.
 
 - ``gates``, ``positional_kernels``, ``position_embedding_similarity``: of the weights alone.
-- ``nonlocality``, ``head_figures``, ``uniform_nonlocality``: how far each head looks, over any number of pictures in constant memory.
+- ``nonlocality``, ``head_figures``, ``uniform_nonlocality``: how far each head looks, over any number of pictures
+  in constant memory, and how far attention would that is the same everywhere.
 - ``attention_maps``, ``class_token_attention``, ``attention_rollout``: where it looks, as maps over the patches.
 - ``without_position_embedding``, ``position_embedding_effect``: what the position embedding is worth.
 """

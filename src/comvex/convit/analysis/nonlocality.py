@@ -157,7 +157,7 @@ def positional_distance(model: ConViTBackbone, grid: tuple[int, int]) -> NDArray
 
 
 def uniform_nonlocality(grid: tuple[int, int]) -> float:
-    """The non-locality of attention that is the same everywhere, in patches: what to compare with on (rows, columns)."""
+    """The non-locality of attention that is the same everywhere, in patches: what to compare with on a grid."""
     lengths = [np.arange(1 - length, length) for length in grid]
     num_rows, num_columns = (length - np.abs(offsets) for length, offsets in zip(grid, lengths, strict=True))
     distance = np.hypot(lengths[0][:, None], lengths[1])  # (2 H - 1, 2 W - 1)

@@ -1,0 +1,74 @@
+"""``comvex explain``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from comvex.errors import UserError
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Show what a model does and where it looks in pictures: a page of figures that anybody can open.
+
+    Gates, positional kernels and non-locality of every layer and head; for a run folder how they moved over the epochs;
+    for each picture its classes, where the class token looks, and where a patch looks.
+
+      comvex explain runs/mine photo.jpg --out report
+      comvex explain runs/mine photo.jpg --layer 4 --query 3,7 --out report   # one layer, from column 3, row 7
+    """
+
+    source: Annotated[Positional[str], arg(name="run", metavar="RUN")]
+    """Run folder of comvex train, a weights file (ours, timm's or the official repository's), a published name such as
+    convit_tiny.fb_in1k, or OWNER/NAME on the Hugging Face Hub."""
+    pictures: Annotated[Positional[tuple[Path, ...]], arg(metavar="PICTURE...")]
+    """Picture files."""
+    out: Path
+    """Folder for report.html, the figures as PNGs and heads.csv."""
+    layer: tuple[int, ...] = ()
+    """Layers to show where a patch looks, counted from 0; of a single one also its content and positional attention.
+    Default: all."""
+    head: tuple[int, ...] = ()
+    """Heads to show where a patch looks, counted from 0. Default: all."""
+    query: Annotated[str | None, arg(metavar="X,Y")] = None
+    """The patch to look from, its column and row counted from 0. Default: the one in the middle."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    overwrite: bool = False
+    """Replace a report that is there."""
+    json: bool = False
+    """Print one JSON object on standard output, and nothing else there."""
+
+    def run(self) -> int:
+        from comvex.explain.report import explain
+
+        if not self.pictures:
+            raise UserError("No picture is given: name at least one picture file after the run folder.")
+        found = explain(
+            self.source,
+            self.pictures,
+            out=self.out,
+            layers=self.layer,
+            heads=self.head,
+            query=self.query,
+            device=self.device,
+            overwrite=self.overwrite,
+        )
+        print(json.dumps(found) if self.json else describe(found))
+        for problem in found["unreadable"]:
+            print(problem, file=sys.stderr)
+        return 2 if found["unreadable"] else 0
+
+
+def describe(found: dict[str, Any]) -> str:
+    lines = [
+        f"{entry['picture']}: {entry['label']}, {100 * entry['probability']:.2f} %" for entry in found["predictions"]
+    ]
+    lines.append("non-locality by layer, patches: " + " ".join(f"{value:.2f}" for value in found["nonlocality"]))
+    return "\n".join([*lines, f"the page is {found['report']}; beside it are {len(found['figures'])} figures"])
