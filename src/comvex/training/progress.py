@@ -53,11 +53,11 @@ class RunProgress:
     It also measures the share of the time that the model waits for its pictures.
     """
 
-    def __init__(self, num_steps: int, *, start: int, per_epoch: int, enabled: bool) -> None:
+    def __init__(self, num_steps: int, *, start: int, per_epoch: int, batch_size: int, enabled: bool) -> None:
         console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
@@ -67,7 +67,8 @@ class RunProgress:
             disable=not (enabled and console.is_terminal),
         )
         self.task = self.bar.add_task("training", total=num_steps, completed=start, note="")
-        self.num_steps, self.per_epoch = num_steps, per_epoch
+        self.num_steps, self.per_epoch, self.batch_size = num_steps, per_epoch, batch_size
+        self.start = start
         self.begin = time.monotonic()
         self.waited = 0.0
         self.last_shown = -math.inf
@@ -93,6 +94,7 @@ class RunProgress:
             return
         self.last_shown = now
         epochs = f"{math.ceil(step / self.per_epoch)}/{math.ceil(self.num_steps / self.per_epoch)}"
-        waiting = self.waited / max(now - self.begin, 1e-9)
-        note = record.note(sums, waiting=waiting)
-        self.bar.update(self.task, completed=step, description=f"epoch {epochs}", note=note)
+        seconds = max(now - self.begin, 1e-9)
+        rate = (step - self.start) * self.batch_size / seconds
+        note = record.note(sums, pictures_per_second=rate, waiting=self.waited / seconds)
+        self.bar.update(self.task, completed=step, description=f"epoch {epochs}, step", note=note)

@@ -221,13 +221,13 @@ class RunRecord:
         )
         save_weights(learner.evaluated, self.out / name, info=info)
 
-    def note(self, sums: EpochSums, *, waiting: float) -> str:
+    def note(self, sums: EpochSums, *, pictures_per_second: float, waiting: float) -> str:
         """The latest figures, for the progress bar; ``waiting`` is the share of the time spent waiting for data."""
         parts = [f"loss {sums.mean_loss:.3f}"] if sums.num_pictures else []
         if self.history:
             parts.append(f"val {self.task.criterion_short} {self.history[-1][self.task.criterion]:.1f} %")
-        if waiting > 0.02:
-            parts.append(f"{100 * waiting:.0f} % waiting for data")
+        parts.append(f"{pictures_per_second:.0f} pictures/s")
+        parts.append(f"{100 * waiting:.0f} % waiting for data")
         return ", ".join(parts)
 
     def finish(self, evaluation: Evaluation, *, part: str, num_parameters: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Generator, Iterator
@@ -115,6 +116,7 @@ def machine_settings(options: Options, device: torch.device) -> Iterator[None]:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if options.deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it PyTorch refuses to be deterministic
         torch.backends.cudnn.deterministic = True
         torch.use_deterministic_algorithms(True)
     try:
@@ -159,7 +161,9 @@ def train_steps(plan: Plan, learner: Learner, record: RunRecord, stop: StopReque
     step, sums = record.resume(learner)
     order = step_order(plan, start=step)
     watched = watched_pictures(plan)
-    progress = RunProgress(num_steps, start=step, per_epoch=order.steps_per_epoch, enabled=ranks.first)
+    progress = RunProgress(
+        num_steps, start=step, per_epoch=order.steps_per_epoch, batch_size=recipe.batch_size, enabled=ranks.first
+    )
     finished = step == num_steps or record.should_stop(recipe.patience)
     last_saved = time.monotonic()
     plan.model.train()
