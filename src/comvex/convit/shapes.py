@@ -5,6 +5,7 @@ Names are those of the published checkpoints, which are the model's own.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
@@ -24,7 +25,8 @@ class UnknownArchitectureError(UserError):
     """The names and shapes of a file do not tell its architecture; the message asks for ``config=``."""
 
 
-def expected_shapes(config: ConViTConfig) -> dict[str, torch.Size]:
+@functools.lru_cache(maxsize=8)  # a training run asks for the same one whenever it saves its weights
+def expected_shapes(config: ConViTConfig) -> Mapping[str, torch.Size]:
     """The name and shape of every tensor of a model, in the model's order."""
     with torch.device("meta"):
         model = ConViTWithLinearClassifier(config)
