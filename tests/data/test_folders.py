@@ -104,6 +104,13 @@ def test_a_link_to_a_class_folder_elsewhere_is_followed(tmp_path):
     assert len(all_files(data)) == 24
 
 
+def test_links_inside_class_folders_are_not_followed_so_that_they_cannot_go_in_circles(tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        write_pictures(tmp_path / name, 12)
+        (tmp_path / name / "other").symlink_to(tmp_path / other)
+    assert len(all_files(open_data(str(tmp_path)))) == 24
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_folder_that_may_not_be_opened_is_named(tmp_path, caplog):
     for name in ("a", "b", "c"):

@@ -148,8 +148,6 @@ class Preprocessing:
             "img_mean": tuple(min(255, round(255 * value)) for value in self.mean),
             "interpolation": Image.Resampling[self.interpolation.upper()],
         }
-        if "mmax" not in words:  # at the full magnitude of 10 timm asks Pillow to keep no bit at all, which it refuses
-            settings["magnitude_max"] = 9.999
         try:
             return rand_augment_transform(words, settings)
         except (AssertionError, ValueError, KeyError) as error:
