@@ -26,18 +26,22 @@ FAILURE = "failure"
 LOCK = ".lock"
 
 
+class BusyError(UserError):
+    """Another process is training in the run folder."""
+
+
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Within it no other process can train in this run folder, which is made if need be.
 
-    The lock ends with the process, however it ends. Raises ``ValueError`` if another process has it.
+    The lock ends with the process, however it ends. Raises ``BusyError``, a ``ValueError``, if another process has it.
     """
     run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK).open("a") as file:
         try:
             lock(file)
         except OSError as error:
-            raise UserError(
+            raise BusyError(
                 f"Another process is training in the run folder {run}: wait until it has ended, or stop it."
             ) from error
         yield

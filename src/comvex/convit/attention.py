@@ -59,6 +59,12 @@ class GatedPositionalSelfAttention(nn.Module):
     random positional weights near zero (truncated normal, standard deviation 0.02): wide kernels that look nowhere in
     particular, nearly uniform on a small grid.
 
+    Three switches make the rows of the paper's ablation (Table 3); none of them changes the names of the weights.
+    Without ``train_gates`` the gating parameters are 0 for good (s = 0.5: content and position have equal parts).
+    Without ``convolutional_init`` positional weights and value matrix start truncated normal, standard deviation 0.02,
+    as all others. With ``freeze_positional`` no weight of the module is trained. What is frozen has no gradient, so
+    that optimisers and DDP leave it alone.
+
     ``attention_dropout`` drops the whole attention map of a head, per picture, as ``nn.Dropout2d`` on the map would.
 
     ``key_mask`` (B, rows * columns) is for pictures of different sizes padded to one grid: true for each picture's own
@@ -75,26 +81,37 @@ class GatedPositionalSelfAttention(nn.Module):
         head_dim: int | None = None,
         locality_strength: float = 1.0,
         attention_dropout: float = 0.0,
+        train_gates: bool = True,
+        convolutional_init: bool = True,
+        freeze_positional: bool = False,
     ) -> None:
         super().__init__()
         check_rate("attention_dropout", attention_dropout)
+        self.train_gates, self.convolutional_init = train_gates, convolutional_init
         self.dim = dim
         self.heads = resolve_heads(dim, heads=heads, head_dim=head_dim)
         self.head_dim = dim // self.heads
         self.qk = nn.Linear(dim, 2 * dim, bias=False)
         self.v = nn.Linear(dim, dim, bias=False)
-        self.pos_proj = PositionalProjection(self.heads, locality_strength=locality_strength)
-        self.gating_param = nn.Parameter(torch.empty(self.heads))
+        self.pos_proj = PositionalProjection(
+            self.heads, locality_strength=locality_strength, convolutional_init=convolutional_init
+        )
+        self.gating_param = nn.Parameter(torch.empty(self.heads), requires_grad=train_gates)
         self.proj = nn.Linear(dim, dim)
         self.attention_dropout = nn.Dropout2d(attention_dropout)
         self.reset_parameters()
+        if freeze_positional:
+            self.requires_grad_(False)
 
     def reset_parameters(self) -> None:
-        """The convolutional start described above."""
+        """The start described above."""
         init_linear(self.qk)
         init_linear(self.proj)
-        nn.init.eye_(self.v.weight)
-        nn.init.ones_(self.gating_param)
+        if self.convolutional_init:
+            nn.init.eye_(self.v.weight)
+        else:
+            init_linear(self.v)
+        nn.init.constant_(self.gating_param, 1.0 if self.train_gates else 0.0)
         self.pos_proj.reset_parameters()
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None, key_mask: Tensor | None = None) -> Tensor:

@@ -24,6 +24,10 @@ PRESETS: dict[str, tuple[int, int]] = {
 
 GLOBAL_POOLS = ("token", "avg", "")
 HEAD_FIELDS = ("num_classes", "pred_act_fnc_name", "global_pool")
+FLAGS = (
+    "pre_norm", "position_embedding", "use_gpsa", "train_gates", "convolutional_init", "freeze_positional",
+    "pad_to_patch",
+)  # fmt: skip
 NOT_ELEMENTWISE = {"GLU", "LogSoftmax", "MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "Threshold"}
 """What torch.nn keeps among its activations but is none that maps each number to one, without arguments."""
 
@@ -117,7 +121,15 @@ class ConViTConfig:
     drop_path: float = 0.0
     """Stochastic depth: rate of the last layer, growing linearly from 0 at the first."""
     use_gpsa: bool = True
-    """False puts plain self-attention in the local layers too: the baseline without the inductive bias."""
+    """False puts plain self-attention in the local layers too: the baseline without the inductive bias (Table 3)."""
+    train_gates: bool = True
+    """False freezes the gating parameters at 0, so that each head gives content and position half of its attention
+    for good: GPSA without gating (Table 3)."""
+    convolutional_init: bool = True
+    """False starts the positional weights and the value matrix as any other matrix, not as a convolution (Table 3)."""
+    freeze_positional: bool = False
+    """True leaves all of the gated positional self-attention as it is initialised, from its queries to its projection:
+    in the local layers only norms and feed-forward learn (Table 3)."""
     pad_to_patch: bool = False
     """True takes pictures of any size, padded with zeros on the right and bottom to whole patches."""
     global_pool: str = "token"
@@ -136,7 +148,7 @@ class ConViTConfig:
         resolve_heads(self.dim, heads=self.heads, head_dim=self.head_dim)
         for name in ("ff_dropout", "attention_dropout", "token_dropout", "drop_path"):
             check_rate(name, getattr(self, name))
-        for name in ("pre_norm", "position_embedding", "use_gpsa", "pad_to_patch"):
+        for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} is {getattr(self, name)!r}: it must be True or False.")
         for name in ("locality_strength", "norm_eps"):

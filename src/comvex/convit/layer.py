@@ -66,6 +66,9 @@ class ConViTLayer(nn.Module):
         drop_path: float = 0.0,
         norm_eps: float = 1e-6,
         use_gpsa: bool = True,
+        train_gates: bool = True,
+        convolutional_init: bool = True,
+        freeze_positional: bool = False,
     ) -> None:
         super().__init__()
         check_integer("ff_dim", ff_dim, at_least=1)
@@ -81,6 +84,9 @@ class ConViTLayer(nn.Module):
                 head_dim=head_dim,
                 locality_strength=locality_strength,
                 attention_dropout=attention_dropout,
+                train_gates=train_gates,
+                convolutional_init=convolutional_init,
+                freeze_positional=freeze_positional,
             )
         else:
             self.attn = SelfAttention(dim, heads=heads, head_dim=head_dim, attention_dropout=attention_dropout)

@@ -131,6 +131,9 @@ class ConViTBackbone(nn.Module):
         norm_eps: float = 1e-6,
         drop_path: float = 0.0,
         use_gpsa: bool = True,
+        train_gates: bool = True,
+        convolutional_init: bool = True,
+        freeze_positional: bool = False,
         pad_to_patch: bool = False,
     ) -> None:
         super().__init__()
@@ -155,6 +158,9 @@ class ConViTBackbone(nn.Module):
             norm_eps=norm_eps,
             drop_path=drop_path,
             use_gpsa=use_gpsa,
+            train_gates=train_gates,
+            convolutional_init=convolutional_init,
+            freeze_positional=freeze_positional,
             pad_to_patch=pad_to_patch,
         )
         self.grad_checkpointing = False
@@ -178,6 +184,9 @@ class ConViTBackbone(nn.Module):
                 drop_path=drop_path * index / max(depth - 1, 1),
                 norm_eps=norm_eps,
                 use_gpsa=use_gpsa and index < num_local_layers,
+                train_gates=train_gates,
+                convolutional_init=convolutional_init,
+                freeze_positional=freeze_positional,
             )
             for index in range(depth)
         )

@@ -99,12 +99,14 @@ class PositionalProjection(nn.Module):
     """The positional weights of GPSA, under the names that published checkpoints give them.
 
     ``weight`` (heads, 3) is trained. ``bias`` (heads,) is the same for every key, so that softmax ignores it: it is
-    kept for round trips of checkpoints, as a buffer that no optimiser touches.
+    kept for round trips of checkpoints, as a buffer that no optimiser touches. Without ``convolutional_init`` all
+    weights start random and near zero.
     """
 
-    def __init__(self, heads: int, *, locality_strength: float) -> None:
+    def __init__(self, heads: int, *, locality_strength: float, convolutional_init: bool = True) -> None:
         super().__init__()
         self.locality_strength = locality_strength
+        self.convolutional_init = convolutional_init
         self.weight = nn.Parameter(torch.empty(heads, 3))
         self.bias: Tensor
         self.register_buffer("bias", torch.zeros(heads))
@@ -114,8 +116,9 @@ class PositionalProjection(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.weight, std=0.02)
         nn.init.zeros_(self.bias)
-        local = local_positional_weight(len(self.weight), self.locality_strength)
-        self.weight[: len(local)] = local.to(self.weight)
+        if self.convolutional_init:
+            local = local_positional_weight(len(self.weight), self.locality_strength)
+            self.weight[: len(local)] = local.to(self.weight)
 
     def forward(self, grid: tuple[int, int], key_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return positional_factors(self.weight, grid, key_mask)

@@ -48,6 +48,12 @@ class Architecture:
     """Rate at which whole attention heads are dropped."""
     use_gpsa: bool = True
     """False trains a plain vision transformer instead, the baseline without the convolutional start."""
+    train_gates: bool = True
+    """False freezes all gates half open: content and position have equal parts of each head's attention."""
+    convolutional_init: bool = True
+    """False starts GPSA at random instead of as a convolution."""
+    freeze_positional: bool = False
+    """True leaves GPSA as it is initialised: of the local layers only norms and feed-forward are trained."""
 
     def __post_init__(self) -> None:
         if isinstance(self.image_size, list):  # from JSON, which has no tuples
@@ -154,8 +160,11 @@ class Recipe:
         """Training steps of the whole run, for that many training pictures."""
         if self.steps is not None:
             return self.steps
-        epochs = self.epochs if self.epochs is not None else max(10, round(SHOWN / num_pictures))
-        return (epochs + self.cooldown_epochs) * self.steps_per_epoch(num_pictures)
+        return (self.num_epochs(num_pictures) + self.cooldown_epochs) * self.steps_per_epoch(num_pictures)
+
+    def num_epochs(self, num_pictures: int) -> int:
+        """Passes over that many training pictures, unless ``steps`` is given."""
+        return self.epochs if self.epochs is not None else max(10, round(SHOWN / num_pictures))
 
     def steps_per_epoch(self, num_pictures: int) -> int:
         return max(1, num_pictures // self.batch_size)

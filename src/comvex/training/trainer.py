@@ -103,6 +103,10 @@ def train(recipe: Recipe, out: Path, *, options: Options | None = None) -> dict[
             plan = make_plan(recipe, options, device, ranks)
             ranks.wait()  # everyone has looked at the folder
             with explain_failures(recipe, out), run_folder.locked(out) if ranks.first else nullcontext():
+                # Another process may have finished the run meanwhile: its test is not taken twice
+                summary = ranks.gather(run_folder.read_summary(out))[0]
+                if summary is not None and not options.overwrite:
+                    return summary
                 if ranks.first:
                     begin_folder(recipe, out, num_steps=plan.num_steps, overwrite=options.overwrite)
                 with log_to(out / "log.txt", enabled=ranks.first), stop_requests() as stop:
