@@ -57,7 +57,7 @@ class LayerInput:
         for first in range(0, pictures, at_once):
             chosen = slice(first, first + at_once)
             for start in range(0, num_tokens, queries_at_once):
-                rows = slice(start, min(start + queries_at_once, num_tokens))
+                rows = slice(start, start + queries_at_once)
                 yield chosen, rows, query[chosen, :, rows] @ key[chosen].mT
 
 
