@@ -12,6 +12,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff
 
 import comvex
+from comvex.commands.app import App
 from comvex.commands.convert import Convert
 from comvex.commands.data import Data
 from comvex.commands.evaluate import Evaluate
@@ -35,6 +36,7 @@ COMMANDS: dict[str, type[Command]] = {
     "evaluate": Evaluate,
     "predict": Predict,
     "explain": Explain,
+    "app": App,
     "convert": Convert,
     "data": Data,
     "runs": Runs,

@@ -5,6 +5,7 @@ Shapes: layers, heads, (H, W) rows and columns of patches.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,14 @@ MOST_CELLS_WITH_NUMBERS = 16
 """Heads a row up to which a heat map has its values written in."""
 
 
-def panel_side(columns: int) -> float:
-    """Inches a side of one of so many panels in a row: legible, and together about as wide as a page."""
-    return min(1.5, max(0.62, 9.0 / columns))
+def panel_side(rows: int, columns: int) -> float:
+    """Inches a side of one of so many panels: legible, and together about a page."""
+    return max(0.62, min(1.4, 9.0 / columns, 11.0 / rows))
+
+
+def entitle(figure: Any, text: str) -> None:
+    """A title at the left, in as many lines as it takes."""
+    figure.suptitle(textwrap.fill(text, int(12 * figure.get_figwidth())), x=0.01, ha="left")
 
 
 def draw_class_token(
@@ -44,13 +50,14 @@ def draw_class_token(
     heads = attention.shape[1]
     rows_a_layer = -(-(heads + 1) // MOST_COLUMNS)
     columns = max(2, -(-(heads + 1) // rows_a_layer))
-    side = panel_side(columns)
-    with new_figure(file, size=(side * columns + 0.5, (side + 0.3) * (1 + rows_a_layer * len(layers)) + 0.5)) as figure:
-        axes = figure.subplots(1 + rows_a_layer * len(layers), columns, squeeze=False)
+    rows = 1 + rows_a_layer * len(layers)
+    side = panel_side(rows, columns)
+    with new_figure(file, size=(side * columns + 0.5, (side + 0.45) * rows + 0.5)) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False)
         draw_picture(axes[0, 0], shown)
-        axes[0, 0].set_title("picture", fontsize=9)
+        axes[0, 0].set_title("picture\n", fontsize=9)
         draw_attention(axes[0, 1], shown, rollout)
-        axes[0, 1].set_title("rollout", fontsize=9)
+        axes[0, 1].set_title(f"rollout\n{percent_range(rollout)}", fontsize=9)
         hide(axes[0, 2:])
         for place, layer in enumerate(layers):
             panels = axes[1 + place * rows_a_layer : 1 + (place + 1) * rows_a_layer].ravel()
@@ -58,10 +65,10 @@ def draw_class_token(
             names = ["all heads", *(f"head {head}" for head in range(heads))]
             for panel, weights, name in zip(panels, maps, names, strict=False):
                 draw_attention(panel, shown, weights)
-                panel.set_title(f"{name}\nto {percent(weights)}", fontsize=9)
+                panel.set_title(f"{name}\n{percent_range(weights)}", fontsize=9)
             hide(panels[heads + 1 :])
             panels[0].set_ylabel(f"layer {layer}", color=GREY)
-        figure.suptitle("Where the class token looks; the fullest colour is the share above", x=0.01, ha="left")
+        entitle(figure, "Where the class token looks: the share of its attention per patch")
 
 
 def draw_query(
@@ -69,7 +76,7 @@ def draw_query(
 ) -> None:
     """Where a patch looks: a row per layer; of a single layer its content, positional and blended attention."""
     rows = rows_of(maps)
-    side = panel_side(len(heads) + 1)
+    side = panel_side(len(rows), len(heads) + 1)
     with new_figure(file, size=(side * (len(heads) + 1) + 0.9, (side + 0.28) * len(rows) + 0.6)) as figure:
         axes = figure.subplots(len(rows), len(heads) + 1, squeeze=False)
         for panels, (name, weights) in zip(axes, rows, strict=True):
@@ -81,18 +88,17 @@ def draw_query(
                 mark_patch(panel, query, weights.shape[1:])
                 panel.set_title(f"head {head}: {percent(weights[head])}", fontsize=9 if side > 0.9 else 6)
         where = f"row {query[0]}, column {query[1]}"
-        figure.suptitle(f"Where the patch in {where} looks; the fullest colour is the share above", x=0.01, ha="left")
+        entitle(figure, f"Where the patch in {where} looks; the fullest colour is the share above")
 
 
 def rows_of(maps: Sequence[AttentionMaps]) -> list[tuple[str, Array]]:
     """Name and (heads, H, W) of each row to draw, for the first picture and query."""
     if len(maps) > 1 or maps[0].positional is None:
         return [(f"layer {of_layer.layer}", as_array(of_layer.blended[0, :, 0])) for of_layer in maps]
-    [only] = maps
     return [
-        ("content", as_array(only.content[0, :, 0])),
-        ("positional", as_array(only.positional[:, 0])),
-        ("blended", as_array(only.blended[0, :, 0])),
+        ("content", as_array(maps[0].content[0, :, 0])),
+        ("positional", as_array(maps[0].positional[:, 0])),
+        ("blended", as_array(maps[0].blended[0, :, 0])),
     ]
 
 
@@ -123,6 +129,13 @@ def percent(weights: Array) -> str:
     return f"{share:.0f} %" if share >= 9.5 else f"{share:.1f} %"
 
 
+def percent_range(weights: Array) -> str:
+    """The smallest and largest share of a map, as text."""
+    low, high = 100 * float(weights.min()), 100 * float(weights.max())
+    digits = 0 if high >= 9.5 else 1 if high >= 0.95 else 2
+    return f"{low:.{digits}f} to {high:.{digits}f} %"
+
+
 def draw_kernels(kernels: PositionalKernels, weights: Array, file: Path) -> None:
     """Each head's positional attention around its query: ``weights`` (layers, heads, 3) on dx, dy and dx^2 + dy^2.
 
@@ -132,9 +145,9 @@ def draw_kernels(kernels: PositionalKernels, weights: Array, file: Path) -> None
     radius = window(kernels)
     offsets = np.arange(-radius, radius + 1)
     heads = weights.shape[1]
-    side = panel_side(heads)
+    side = panel_side(len(layers), heads)
     with new_figure(file, size=(side * heads + 1.0, (side + 0.28) * len(layers) + 0.9)) as figure:
-        axes = figure.subplots(len(layers), heads, squeeze=False)
+        axes: Any = figure.subplots(len(layers), heads, squeeze=False)
         for layer, head in np.ndindex(len(layers), heads):
             panel, number = axes[layer, head], layers[layer]
             share = kernel(weights[number, head], offsets)
@@ -150,7 +163,7 @@ def draw_kernels(kernels: PositionalKernels, weights: Array, file: Path) -> None
             if head == 0:
                 panel.set_ylabel(f"layer {number}", color=GREY)
         reach = f"{radius} patches to each side of the query (cross)"
-        figure.suptitle(f"Positional kernels, {reach}; in the corner the largest share", x=0.01, ha="left")
+        entitle(figure, f"Positional kernels, {reach}; in the corner the share at the peak")
 
 
 def bounds(radius: int) -> tuple[float, float, float, float]:
@@ -189,7 +202,7 @@ def draw_gates(gates: Array, file: Path) -> None:
             if heads <= MOST_CELLS_WITH_NUMBERS and not np.isnan(value):
                 colour = "white" if abs(value - 0.5) > 0.35 else "black"
                 axes.text(head, layer, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
-        for layer in np.flatnonzero(np.isnan(gates).all(axis=1)):
+        for layer in np.flatnonzero(np.isnan(gates).all(axis=1)).tolist():
             axes.text((heads - 1) / 2, layer, "plain attention, no gate", ha="center", va="center", color=GREY)
         axes.set(xticks=range(heads), yticks=range(layers), xlabel="head", ylabel="layer", title="Gates")
         axes.tick_params(length=0)

@@ -10,17 +10,19 @@ from PIL import Image
 
 COLOUR = np.array([0xD5, 0x5E, 0x00]) / 255
 """Vermilion of Okabe and Ito's palette; against grey it is told apart with any kind of colour vision."""
-PALEST, STRONGEST = 0.4, 0.88
+PALEST, STRONGEST = 0.4, 0.85
 """Lightness that black becomes, so that the picture stays behind; share of the colour at the map's largest value."""
 
 
 def attention_over(picture: Image.Image, weights: NDArray[Any], *, smooth: bool = False) -> Image.Image:
-    """The picture under ``weights`` (H, W), which are scaled to their largest; RGB, of the picture's size.
+    """The picture under ``weights`` (H, W) >= 0; RGB, of the picture's size.
 
-    Each patch is a rectangle of one colour, or with ``smooth`` the colours run into each other.
+    Each patch is a rectangle of one colour, from none at 0 to the fullest at the largest weight. With ``smooth`` the
+    colours run into each other and begin at the smallest weight, which shows the shape of a map that is flat.
     """
-    scaled = np.asarray(weights, dtype=np.float32)
-    scaled = Image.fromarray(scaled / max(float(scaled.max()), 1e-12))
+    values = np.asarray(weights, dtype=np.float32)
+    low, high = float(values.min()) if smooth else 0.0, float(values.max())
+    scaled = Image.fromarray((values - low) / max(high - low, 1e-12))
     way = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
     share = STRONGEST * np.asarray(scaled.resize(picture.size, way)).clip(0, 1)[..., None]  # (height, width, 1)
     grey = PALEST + (1 - PALEST) * np.asarray(picture.convert("L"))[..., None] / 255

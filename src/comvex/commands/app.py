@@ -1,0 +1,34 @@
+"""``comvex app``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+
+@dataclass(frozen=True)
+class App:
+    """Look at a model in the browser: drop a picture, click a patch, see where each layer and head looks.
+
+    Needs Gradio: pip install 'comvex[app]'. Everything stays on this machine, and nothing is fetched from another.
+    """
+
+    source: Annotated[Positional[str], arg(name="run", metavar="RUN")]
+    """Run folder of comvex train, a weights file (ours, timm's or the official repository's), a published name such as
+    convit_tiny.fb_in1k, or OWNER/NAME on the Hugging Face Hub."""
+    host: str = "127.0.0.1"
+    """Address to serve on; 0.0.0.0 lets other machines in."""
+    port: int | None = None
+    """Default: the first free one from 7860 on."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    json: bool = False
+    """Print the address as one JSON object."""
+
+    def run(self) -> int:
+        from comvex.explain.serve import serve
+
+        serve(self.source, host=self.host, port=self.port, device=self.device, as_json=self.json)
+        return 0
