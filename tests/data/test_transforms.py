@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 from timm.data import create_transform
 
@@ -137,6 +137,27 @@ def test_rand_augment_equals_timms_in_timms_own_transform():
         torch.testing.assert_close(mine, reference, rtol=0, atol=2e-6)  # x / std or x * (1 / std)
         changed += not torch.equal(mine, Preprocessing((96, 96), 3, MEAN, STD).transform()(photograph()))
     assert changed > 15
+
+
+@pytest.mark.parametrize("words", ["rand-m10-n2-inc1", "rand-m0-n2", "rand-m9-n2-mstd0.5-inc1"])
+def test_posterizing_keeps_a_bit_at_every_magnitude(words, monkeypatch):
+    """No bit at all is what Pillow 13 refuses."""
+    kept, posterize = [], ImageOps.posterize
+
+    def watched(picture: Image.Image, bits: int) -> Image.Image:
+        kept.append(bits)
+        return posterize(picture, bits)
+
+    monkeypatch.setattr(ImageOps, "posterize", watched)
+    transform = Preprocessing((8, 8), 3, MEAN, STD).training_transform(
+        replace(STILL, auto_augment=words), mirrored=True
+    )
+    picture = photograph((8, 8))
+    for seed in range(200):
+        with seeded(seed):
+            transform(picture)
+    assert kept
+    assert min(kept) >= 1
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])

@@ -5,6 +5,7 @@ A picture is an 8-bit Pillow picture or, at full depth, an array (height, width,
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -149,12 +150,16 @@ class Preprocessing:
             "interpolation": Image.Resampling[self.interpolation.upper()],
         }
         try:
-            return rand_augment_transform(words, settings)
+            augment = rand_augment_transform(words, settings)
         except (AssertionError, ValueError, KeyError) as error:
             raise UserError(
                 f"auto_augment is {words!r}, which timm does not understand: it must be RandAugment, such as "
                 "rand-m9-mstd0.5-inc1, or empty."
             ) from error
+        for operation in augment.ops:
+            if operation.name.startswith("Posterize"):
+                operation.level_fn = functools.partial(keep_a_bit, operation.level_fn)
+        return augment
 
     def _random_erasing(self, augmentation: Augmentation) -> list[Any]:
         probability = augmentation.random_erasing
@@ -173,6 +178,15 @@ class Preprocessing:
 
     def _finish(self) -> list[Any]:
         return [Normalize(self.mean, self.std)] if self.full_depth else [ToNormalizedTensor(self.mean, self.std)]
+
+
+def keep_a_bit(level_function: Callable[..., tuple[int]], level: float, settings: dict[str, Any]) -> tuple[int]:
+    """How many bits posterizing keeps: timm's number, at least one.
+
+    At the full magnitude of 10 timm asks for none, which Pillow 13 refuses and others answer with a black picture.
+    """
+    [bits] = level_function(level, settings)
+    return (max(1, bits),)
 
 
 class ToNormalizedTensor:
