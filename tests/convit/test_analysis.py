@@ -389,7 +389,9 @@ def test_masking_the_position_embedding_is_setting_it_to_zero_and_leaves_the_mod
         assert not torch.allclose(answers, before)
     labels = before.argmax(dim=1)
     labels[:10] = (labels[:10] + 1) % 3
-    effect = analysis.position_embedding_effect(model, [(batch[:33], labels[:33]), (batch[33:], labels[33:])])
+    unreadable = torch.empty(0), torch.empty(0)
+    batches = [(batch[:33], labels[:33]), unreadable, (batch[33:], labels[33:])]
+    effect = analysis.position_embedding_effect(model, batches)
     assert (effect.top1, effect.num_pictures) == (75.0, 40)
     assert effect.top1_masked == pytest.approx(100 * float((answers.argmax(dim=1) == labels).double().mean()))
     with pytest.raises(ValueError, match="no pictures"):

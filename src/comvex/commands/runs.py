@@ -86,7 +86,7 @@ def figures_table(runs: Sequence[Run]) -> Table:
             figure(run.loss, ".4f"),
             figure(run.seconds, ".0f"),
             figure(run.pictures_per_second, ".0f"),
-            run.date,
+            (run.date or "-")[:16],  # without seconds
         )
     return table
 

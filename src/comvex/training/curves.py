@@ -47,6 +47,7 @@ def draw_column(axes: Any, rows: Rows, name: str, colour: Any, **look: Any) -> N
     """One column over the epochs; too few of them for a line to be seen are points."""
     marker = "o" if len(rows) < 3 else ""
     axes.plot([row["epoch"] for row in rows], [row[name] for row in rows], color=colour, marker=marker, **look)
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def draw_heads(rows: Rows, file: Path, *, title: str) -> None:
@@ -55,6 +56,7 @@ def draw_heads(rows: Rows, file: Path, *, title: str) -> None:
     ``rows`` are those of heads.csv. What no layer has, such as the gates of a plain vision transformer, is left out.
     """
     from matplotlib import colormaps
+    from matplotlib.lines import Line2D
 
     panels = [name for name in HEAD_PANELS if any(row[name] is not None for row in rows)]
     layers = sorted({row["layer"] for row in rows})
@@ -67,7 +69,7 @@ def draw_heads(rows: Rows, file: Path, *, title: str) -> None:
                 draw_layer(axes, of_layer, name, colours[layer])
             heading, unit = HEAD_PANELS[name]
             axes.set(title=heading, xlabel="epoch", ylabel=unit, ylim=(0, 1) if name == "gate" else (0, None))
-        handles = [figure.axes[0].plot([], [], color=colours[layer], linewidth=2)[0] for layer in layers]
+        handles = [Line2D([], [], color=colours[layer], linewidth=2) for layer in layers]
         figure.legend(handles, [f"layer {layer}" for layer in layers], loc="outside right upper", fontsize=9)
         figure.suptitle(f"{title}: mean of each layer (thick) and its heads (thin)", x=0.01, ha="left")
 

@@ -105,10 +105,10 @@ def read_figures(run: Path) -> dict[str, Any]:
         read_table(run / name) if (run / name).exists() else [] for name in (run_folder.METRICS, run_folder.TIMING)
     )
     written = [run / name for name in (run_folder.SUMMARY, run_folder.METRICS, run_folder.RECIPE)]
-    newest = max(file.stat().st_mtime for file in written if file.exists())
+    last_written = next(file for file in written if file.exists())
     step, num_steps = last_step(run), planned_steps(run)
     return {
-        "date": datetime.fromtimestamp(newest).isoformat(sep=" ", timespec="minutes"),
+        "date": datetime.fromtimestamp(last_written.stat().st_mtime).isoformat(sep=" ", timespec="seconds"),
         "data": recipe["data"],
         "model": describe_model(recipe),
         "state": describe_state(summary is not None, step, num_steps),
