@@ -16,15 +16,17 @@ from comvex.explain.panels import classes_html, enlarged, gates_html, heads_html
 
 KEPT_SECONDS = 3600
 """How long what a visitor left behind is kept."""
+KEPT = (KEPT_SECONDS, KEPT_SECONDS)
+"""How often the files of visitors are looked through, and how old those are that go; the rest go when the page ends."""
+KEPT = (KEPT_SECONDS, KEPT_SECONDS)
+"""How often files of visitors are looked through, and how old the deleted ones are; on leaving all are deleted."""
 HALVES = ("blended", "content", "positional")
 
 
 def build_page(explorer: Explorer, examples: Sequence[tuple[Image.Image, str]], *, title: str) -> gr.Blocks:
     """The page: the picture and its classes on the left, what the layers and heads do with it on the right."""
     num_layers = len(explorer.predictor.model.blocks)
-    with gr.Blocks(
-        analytics_enabled=False, title=f"{title} · comvex", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
-    ) as page:
+    with gr.Blocks(analytics_enabled=False, title=f"{title} · comvex", delete_cache=KEPT) as page:
         view = gr.State(None, time_to_live=KEPT_SECONDS)
         gr.HTML(title_html(explorer, title), elem_classes="cx-title")
         with gr.Row():

@@ -189,14 +189,11 @@ def kernel(weights: Array, offsets: Array) -> Array:
 
 def draw_gates(gates: Array, file: Path) -> None:
     """Gates (layers, heads) in [0, 1] as a heat map; layers of plain attention, which have none, stay blank."""
-    from matplotlib import colormaps
-
     layers, heads = gates.shape
     with new_figure(file, size=(max(4.6, 0.55 * heads + 2.2), 0.36 * layers + 1.5)) as figure:
         axes = figure.add_subplot()
-        blank = colormaps[GATE_COLOURS].copy()
-        blank.set_bad("#eeeeee")
-        image = axes.imshow(np.ma.masked_invalid(gates), cmap=blank, vmin=0, vmax=1, aspect="auto")
+        axes.set_facecolor("#eeeeee")
+        image = axes.imshow(np.ma.masked_invalid(gates), cmap=GATE_COLOURS, vmin=0, vmax=1, aspect="auto")
         for layer, head in np.ndindex(gates.shape):
             value = gates[layer, head]
             if heads <= MOST_CELLS_WITH_NUMBERS and not np.isnan(value):

@@ -54,7 +54,7 @@ def listen(host: str, port: int | None) -> socket.socket:
         try:
             return socket.create_server((host, candidate), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         except (OSError, OverflowError) as error:
-            problem = getattr(error, "strerror", None) or str(error)
+            problem = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
     where = f"port {port}" if port is not None else f"any port from {PORT} to {PORT + PORTS_TRIED - 1}"
     raise UserError(f"The page cannot be served on {host}, {where}: {problem}; choose --host and --port.")
 

@@ -1,0 +1,156 @@
+"""The report of a model on pictures: figures that are there, numbers that are right, a page that needs nothing else."""
+
+import base64
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from comvex.cli import main
+from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
+from comvex.convit.analysis import gates, nonlocality
+from comvex.convit.weights import save_weights
+from comvex.data.sources import open_data
+from comvex.errors import UserError
+from comvex.explain.report import explain
+from comvex.inference.predictor import load
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three pictures, with names that HTML and matplotlib could stumble over."""
+    folder, part = tmp_path_factory.mktemp("pictures"), open_data("digits").part("test")
+    files = [folder / name for name in ("plain.png", "a <b> & $x_1$.png", "plain.bmp")]
+    for index, file in enumerate(files):
+        part.read(index, channels=1).save(file)
+    return files
+
+
+@pytest.fixture(scope="module")
+def report(small_run: Path, digits: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report on a run."""
+    out = tmp_path_factory.mktemp("reports") / "of the run"
+    assert main(["explain", str(small_run), *map(str, digits), "--out", str(out), "--query", "1,2"]) == 0
+    return out
+
+
+def test_the_page_needs_no_other_file_and_holds_every_figure(report):
+    page = (report / "report.html").read_text()
+    sources = re.findall(r'\b(?:src|href)="([^"]*)"', page)
+    assert all(source.startswith(("data:", "#")) for source in sources), sources
+    text = re.sub(r"base64,[\w+/=]+", "", page)
+    assert not re.search(r"https?:|url\(|@import|<script|<iframe", text)
+    images = [base64.b64decode(source.partition(",")[2]) for source in sources if source.startswith("data:image")]
+    assert sorted(images) == sorted(file.read_bytes() for file in report.glob("*.png"))
+    assert len(images) == 4 + 2 * 3  # gates, kernels, non-locality, training; class token and patch of each picture
+    for image in images:
+        with Image.open(io.BytesIO(image)) as figure:
+            assert min(figure.size) > 200
+            assert np.asarray(figure.convert("L")).std() > 5
+
+
+def test_names_of_pictures_are_text_in_the_page_and_harmless_in_file_names(report):
+    page = (report / "report.html").read_text()
+    assert "a &lt;b&gt; &amp; $x_1$.png" in page
+    assert "<b>" not in page
+    names = [file.name for file in report.glob("*.png")]
+    assert all(re.fullmatch(r"[\w.-]+", name) for name in names), names
+    assert {"01-plain-patch-1-2.png", "03-plain-patch-1-2.png"} <= set(names)
+
+
+def test_the_table_has_the_figures_of_the_analysis(report, small_run, digits):
+    predictor = load(small_run)
+    pictures = torch.stack([predictor.transform(predictor.read(file)) for file in digits])
+    found, gate = nonlocality(predictor.model, pictures), gates(predictor.model)
+    with (report / "heads.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 2 * 4
+    for row in rows:
+        place = int(row["layer"]), int(row["head"])
+        expected = {
+            "gate": gate, "nonlocality_content": found.content, "nonlocality_positional": found.positional,
+            "nonlocality_blended": found.blended, "class_token_share": found.class_token_share,
+        }  # fmt: skip
+        for name, values in expected.items():
+            value = float(row[name]) if row[name] else np.nan
+            # One picture at a time or three at once: float32 sums in another order
+            np.testing.assert_allclose(value, values[place], rtol=1e-5)
+
+
+def test_json_is_one_object_and_an_unreadable_picture_is_named_while_the_others_are_done(
+    small_run, digits, tmp_path, capsys
+):
+    fake = tmp_path / "fake.png"
+    fake.write_text("no picture")
+    arguments = ["explain", str(small_run), str(fake), str(digits[0]), "--out", str(tmp_path / "out"), "--json"]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert [entry["picture"] for entry in found["predictions"]] == ["plain.png"]
+    assert found["unreadable"] == [captured.err.strip()]
+    assert "fake.png" in captured.err
+    assert all((tmp_path / "out" / name).is_file() for name in found["figures"])
+
+
+def test_one_layer_is_shown_with_its_halves_and_chosen_heads_only(small_run, digits, tmp_path):
+    heights, widths = [], []
+    for number, chosen in enumerate(({}, {"layers": [0]}, {"layers": [0], "heads": [2]})):
+        out = tmp_path / str(number)
+        found = explain(small_run, digits[:1], out=out, query="0,0", **chosen)
+        [name] = [name for name in found["figures"] if "patch" in name]
+        with Image.open(out / name) as figure:
+            widths.append(figure.width)
+            heights.append(figure.height)
+    assert heights[1] > heights[0]  # content, positional and blended instead of two layers
+    assert widths[2] < widths[1]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sentence"),
+    [
+        ({"layers": [2]}, "layer is 2: it must lie between 0 and 1"),
+        ({"layers": [-1]}, "layer is -1"),
+        ({"heads": [4]}, "head is 4: it must lie between 0 and 3"),
+        ({"query": "4,0"}, "query is '4,0': it must be X,Y"),
+    ],
+)
+def test_what_the_model_does_not_have_is_refused_before_anything_is_written(
+    small_run, digits, tmp_path, chosen, sentence
+):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        explain(small_run, digits[:1], out=tmp_path / "out", **chosen)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_is_replaced_only_on_request(report, small_run, digits, tmp_path):
+    before = (report / "report.html").read_bytes()
+    with pytest.raises(UserError, match=r"has a report\.html already"):
+        explain(small_run, digits[:1], out=report)
+    assert (report / "report.html").read_bytes() == before
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UserError, match="which is a file"):
+        explain(small_run, digits[:1], out=file)
+
+
+def test_no_readable_picture_is_one_sentence(small_run, tmp_path):
+    with pytest.raises(UserError, match=r"There is no picture .*nowhere\.png"):
+        explain(small_run, [tmp_path / "nowhere.png"], out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("layers", [{"use_gpsa": False}, {"num_nonlocal_layers": 0}])
+def test_models_without_gates_or_without_class_token_layers_have_a_report_too(tmp_path, digits, layers):
+    sizes = {"dim": 16, "heads": 4, "ff_dim": 16, "num_local_layers": 2, "num_nonlocal_layers": 1, "num_classes": 3}
+    config = ConViTConfig(image_size=(16, 24), image_channel=1, patch_size=8, **(sizes | layers))
+    save_weights(ConViTWithLinearClassifier(config), tmp_path / "model.safetensors")
+    found = explain(tmp_path / "model.safetensors", digits[:1], out=tmp_path / "out")
+    gated = "use_gpsa" not in layers
+    assert ("gates.png" in found["figures"]) == gated
+    assert ("kernels.png" in found["figures"]) == gated
+    assert any("class-token" in name for name in found["figures"]) == (not gated)
