@@ -14,7 +14,8 @@ MAY_IMPORT = {
     "inference": {"convit", "data"},
     "training": {"convit", "data", "inference"},
     "explain": {"convit", "data", "inference", "training"},
-    "commands": {"convit", "data", "inference", "training", "explain"},
+    "study": {"convit", "data", "inference", "training"},
+    "commands": {"convit", "data", "inference", "training", "explain", "study"},
 }
 SHARED = {"errors", "files", "randomness", "device", "plotting", "preprocessing", "run_folder"}
 

@@ -19,6 +19,7 @@ from comvex.commands.evaluate import Evaluate
 from comvex.commands.explain import Explain
 from comvex.commands.predict import Predict
 from comvex.commands.runs import Runs
+from comvex.commands.study import RunStudy
 from comvex.commands.train import Train
 from comvex.errors import UserError
 
@@ -40,6 +41,7 @@ COMMANDS: dict[str, type[Command]] = {
     "convert": Convert,
     "data": Data,
     "runs": Runs,
+    "study": RunStudy,
 }
 
 

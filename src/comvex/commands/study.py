@@ -1,0 +1,76 @@
+"""``comvex study``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from comvex.study.plan import FRACTIONS, Study
+from comvex.training.recipe import Options, Recipe
+
+
+@dataclass(frozen=True)
+class RunStudy:
+    """Find out by many runs how few pictures ConViT needs, or which of its parts matters.
+
+      comvex study sample-efficiency --data FOLDER --out studies/mine   # ConViT and a plain ViT on 1 to 100 %
+      comvex study ablation --data FOLDER --out studies/parts           # the paper's Table 3
+
+    All runs have the same recipe, whose settings are those of comvex train. Up to 10 % of the pictures every run goes
+    on to the plateau of its own validation curve. Stop it whenever you like and repeat the command to go on; the same
+    command in several terminals, or on several machines with one disk, shares the runs out among them.
+
+    OUT/report.md has the table, the figures and how they were measured; results.csv has every run.
+    """
+
+    kind: Annotated[Positional[Literal["sample-efficiency", "ablation"]], arg(name="study", metavar="STUDY")]
+    """sample-efficiency: ConViT beside a plain ViT of the same code. ablation: the rows of the paper's Table 3."""
+    recipe: Annotated[Recipe, arg(name="")] = field(default_factory=lambda: Recipe(data="fashion-mnist"))
+    options: Annotated[Options, arg(name="")] = field(default_factory=Options)
+    out: Path | None = None
+    """Folder for the report and the runs. Default: studies/STUDY-DATA."""
+    fractions: tuple[float, ...] = ()
+    """Shares of the training pictures. Default: 0.01 0.05 0.1 0.3 1, ablation 0.1 1."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each decides pictures, initial weights, order and augmentation of one run per architecture and fraction."""
+    json: bool = False
+    """Print the figures as one JSON object on standard output, and nothing else there."""
+
+    def run(self) -> int:
+        from comvex.study.carry_out import carry_out
+        from comvex.training.stopping import StoppedError
+
+        study = Study(self.kind, self.recipe, self.fractions or FRACTIONS[self.kind], self.seeds)
+        out = self.out if self.out is not None else Path("studies") / f"{self.kind}-{Path(self.recipe.data).name}"
+        try:
+            report = carry_out(study, out, options=self.options)
+        except StoppedError as stopped:
+            print(f"comvex: {stopped}", file=sys.stderr)
+            return stopped.exit_code
+        print(json.dumps(report) if self.json else describe(report))
+        return 0
+
+
+def describe(report: dict[str, Any]) -> str:
+    """A line for each architecture and fraction, and for each comparison."""
+    from comvex.study.picture_factor import Factor
+
+    lines = []
+    for summary in report["summary"]:
+        deviation = "" if summary["deviation"] is None else f" ± {summary['deviation']:.2f}"
+        lines.append(
+            f"{summary['architecture']}, {100 * summary['fraction']:g} % ({summary['num_pictures']:.0f} pictures): "
+            f"top-1 {summary['top1']:.2f}{deviation} % over {summary['num_seeds']} seeds"
+        )
+    if report["study"] == "sample-efficiency":
+        lines += [
+            f"at {100 * comparison['fraction']:g} % ConViT's accuracy is {comparison['improvement']:+.1f} % relative "
+            f"to the plain ViT's, which needs {Factor(**comparison['factor'])} times the pictures for it"
+            for comparison in report["comparison"]
+        ]
+    return "\n".join([*lines, f"{Path(report['out']) / 'report.md'} has the table, the figures and the method"])

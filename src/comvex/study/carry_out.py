@@ -1,0 +1,184 @@
+"""Carrying out a study: any number of workers, each of which may be stopped at any time and started again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import comvex
+from comvex import run_folder
+from comvex.data.sources import open_data
+from comvex.errors import UserError
+from comvex.files import write_text
+from comvex.study.plan import PlannedRun, Study
+from comvex.study.report import write_report
+from comvex.study.results import RUNS, Result, read_result
+from comvex.training.recipe import Options, differences
+from comvex.training.trainer import train
+
+STUDY = "study.json"
+FORMAT = 1
+POLL_SECONDS = 5.0
+"""How often a worker that has nothing left to do looks whether the others have."""
+
+
+def carry_out(study: Study, out: Path, *, options: Options | None = None, poll: float = POLL_SECONDS) -> dict[str, Any]:
+    """Train all runs of a study that are not finished, and report; safe to repeat, alone or by several at once.
+
+    A run that another process trains is passed over and looked at again later, so that every worker ends when all runs
+    are finished. The report is written anew after each run. Returns what ``write_report`` does.
+
+    Raises ``ValueError`` for a folder that holds something else or another study, or data that do not fit, and
+    ``StoppedError``, after a checkpoint, if a signal asks for a stop.
+    """
+    options = options or Options()
+    if options.overwrite:
+        raise UserError(
+            "overwrite is True: a study does not start runs again; remove its folder or take another --out."
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("A study does not run under torchrun: repeat its command in several terminals instead.")
+    known, num_pictures = begin(study, out)
+    runs, known_runs = study.runs(num_pictures), known.runs(num_pictures)
+    said = ""
+    while waiting := [run for run in runs if read_result(run, out) is None]:
+        trained = 0
+        for run in waiting:
+            if attempt(run, out, options, announce=lambda run=run: say(progress_line(runs, out, following=run))):
+                trained += 1
+                write_report(known, known_runs, out)
+        if not trained:
+            line = progress_line(runs, out)
+            if line != said:
+                say(line)
+                said = line
+            time.sleep(poll)
+    return write_report(known, known_runs, out)
+
+
+def begin(study: Study, out: Path) -> tuple[Study, int]:
+    """Make sure that the study may use this folder, and note there what it is.
+
+    Returns the study with all fractions and seeds that the folder was ever asked for, and the number of training
+    pictures at a fraction of 1. Raises ``ValueError`` if the folder holds something else or another study.
+    """
+    file = out / STUDY
+    if out.exists() and not file.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} holds something else than a study: choose another --out.")
+    known = study
+    if file.exists():
+        stored = read_study(file)
+        before, now = ({"study": values["study"], **values["recipe"]} for values in (stored, study.to_dict()))
+        found = differences(before, now)
+        if found:
+            raise UserError(f"The folder {out} has another study ({'; '.join(found)}): choose another --out.")
+        known = dataclasses.replace(
+            study,
+            fractions=tuple(sorted({*stored["fractions"], *study.fractions})),
+            seeds=tuple(sorted({*stored["seeds"], *study.seeds})),
+        )
+        num_pictures = stored["num_pictures"]
+    else:
+        num_pictures = count_pictures(study)
+    content = {"format": FORMAT, "comvex": comvex.__version__, **known.to_dict(), "num_pictures": num_pictures}
+    write_text(file, json.dumps(content, indent=2) + "\n")
+    return known, num_pictures
+
+
+def read_study(file: Path) -> dict[str, Any]:
+    """What a study's folder says of it; raises ``ValueError`` if that is damaged or from another version."""
+    try:
+        stored = json.loads(file.read_text())
+        if stored["format"] != FORMAT:
+            raise UserError(f"{file} has format {stored['format']!r}: this version of comvex reads format {FORMAT}.")
+        return stored
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is damaged or not comvex's: {type(error).__name__} {error}.") from error
+
+
+def count_pictures(study: Study) -> int:
+    """Training pictures at a fraction of 1; raises ``ValueError`` for data that a study cannot be made with."""
+    recipe = study.recipe
+    data = open_data(recipe.data, val_fraction=recipe.val_fraction)
+    if data.multi_label:
+        raise UserError(f"The pictures of {recipe.data} have several labels each: a study compares top-1 accuracies.")
+    if data.test is None or not len(data.test):
+        raise UserError(
+            f"The data set {recipe.data} has no test pictures: a study needs some that chose nothing, in a folder test "
+            "beside train, or all pictures in one folder, a fifth of which is then the test."
+        )
+    open_data(recipe.data, val_fraction=recipe.val_fraction, fraction=min(study.fractions))  # says if that is too few
+    return len(data.train)
+
+
+def attempt(run: PlannedRun, out: Path, options: Options, *, announce: Callable[[], None]) -> bool:
+    """Train a run to its end, unless another process is at it; returns whether it was done here."""
+    folder = out / RUNS / run.name
+    try:
+        with run_folder.locked(folder):
+            pass  # nobody is at it, which is worth knowing before the data are opened
+        if read_result(run, out) is not None:
+            return False
+        announce()
+        train(run.recipe, folder, options=options)
+    except run_folder.BusyError:
+        return False
+    return True
+
+
+def progress_line(runs: Sequence[PlannedRun], out: Path, *, following: PlannedRun | None = None) -> str:
+    """How far the whole study is, and the time left for as many workers as are at it now."""
+    results = [read_result(run, out) for run in runs]
+    finished = [result for result in results if result is not None]
+    open_runs = [run for run, result in zip(runs, results, strict=True) if result is None]
+    busy = sum(run is not following and is_busy(out / RUNS / run.name) for run in open_runs)
+    line = f"study: {len(finished)} of {len(runs)} runs finished"
+    seconds = seconds_left(open_runs, finished)
+    if seconds is not None:
+        workers = busy + (following is not None)
+        line += f", about {duration(seconds / max(1, workers))} left"
+    if busy:
+        line += f", {busy} being trained by other workers"
+    return line + (f"; next {following}" if following is not None else "; waiting for them")
+
+
+def is_busy(folder: Path) -> bool:
+    """Whether another process is training in a run folder."""
+    if not folder.is_dir():
+        return False
+    try:
+        with run_folder.locked(folder):
+            return False
+    except run_folder.BusyError:
+        return True
+
+
+def seconds_left(open_runs: Sequence[PlannedRun], finished: Sequence[Result]) -> float | None:
+    """Work left, as finished runs of the same fraction, or of any, took; None if nothing is finished yet."""
+    if not finished:
+        return None
+    overall = statistics.mean(result.seconds for result in finished)
+    left = 0.0
+    for run in open_runs:
+        alike = [result.seconds for result in finished if result.fraction == run.fraction]
+        left += statistics.mean(alike) if alike else overall
+    return left
+
+
+def duration(seconds: float) -> str:
+    """Words for a time: 40 s, 12 min, 3 h 05 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,160 @@
+"""Which runs a study consists of; needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from comvex.errors import UserError
+from comvex.training.recipe import Architecture, Recipe
+
+Kind = Literal["sample-efficiency", "ablation"]
+
+CONVIT, PLAIN = "convit", "plain"
+
+VARIANTS: dict[str, dict[str, dict[str, bool]]] = {
+    "sample-efficiency": {CONVIT: {}, PLAIN: {"use_gpsa": False}},
+    # d'Ascoli et al. 2021, Table 3
+    "ablation": {
+        CONVIT: {},
+        "gates frozen at 0": {"train_gates": False},
+        "no convolutional init": {"convolutional_init": False},
+        "neither": {"train_gates": False, "convolutional_init": False},
+        "GPSA frozen at convolution": {"freeze_positional": True},
+        "GPSA frozen at random": {"freeze_positional": True, "convolutional_init": False},
+        PLAIN: {"use_gpsa": False},
+    },
+}
+"""The architectures of each study: what each changes of the recipe's model."""
+
+FRACTIONS: dict[str, tuple[float, ...]] = {
+    "sample-efficiency": (0.01, 0.05, 0.1, 0.3, 1.0),
+    "ablation": (0.1, 1.0),
+}
+
+SWITCHES = ("use_gpsa", "train_gates", "convolutional_init", "freeze_positional")
+
+PLATEAU_FRACTION = 0.1
+"""Up to this share of the pictures every run goes on to the plateau of its own validation curve."""
+LONGEST = 2
+"""Such a run may take that many times the epochs that it would have without a plateau to wait for ..."""
+PATIENCE = 2
+"""... and stops when a stretch of 1 / PATIENCE of those epochs has brought no better one."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a study."""
+
+    architecture: str
+    """A name in ``VARIANTS``."""
+    fraction: float
+    seed: int
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.architecture.replace(' ', '-')}-{100 * self.fraction:g}pc-seed{self.seed}"
+
+    @property
+    def to_plateau(self) -> bool:
+        """Whether the run is to end at the plateau of its validation curve."""
+        return self.recipe.patience is not None
+
+    def __str__(self) -> str:
+        return f"{self.architecture}, {100 * self.fraction:g} % of the pictures, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared, with which recipe, on which shares of the pictures, with which seeds."""
+
+    kind: Kind
+    recipe: Recipe
+    """For all runs alike; the study sets fraction, seeds and the switches of the architecture."""
+    fractions: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.fractions or not self.seeds:
+            raise UserError("A study without fractions or without seeds has no runs: give at least one of each.")
+        for fraction in self.fractions:
+            if not 0 < fraction <= 1:
+                raise UserError(f"fractions has {fraction:g}: each must lie in (0, 1].")
+        for name, values in (("fractions", self.fractions), ("seeds", self.seeds)):
+            twice = [value for value in values if values.count(value) > 1]
+            if twice:
+                raise UserError(f"{name} has {twice[0]} twice: each must be there once.")
+        self._check_recipe()
+
+    def _check_recipe(self) -> None:
+        """Raises ``ValueError`` if the recipe says what the study says itself."""
+        standard = Recipe()
+        for name, instead in (("fraction", "--fractions"), ("seed", "--seeds"), ("split_seed", "--seeds")):
+            if getattr(self.recipe, name) != getattr(standard, name):
+                raise UserError(f"{name} is {getattr(self.recipe, name)}: in a study {instead} says it.")
+        for name in SWITCHES:
+            if getattr(self.recipe.model, name) != getattr(Architecture(), name):
+                raise UserError(
+                    f"model.{name} is {getattr(self.recipe.model, name)}: a study sets it for each architecture itself."
+                )
+        if self.recipe.weights is not None:
+            raise UserError(f"weights is {self.recipe.weights}: the runs of a study start from scratch.")
+
+    @property
+    def architectures(self) -> list[str]:
+        """Names of what is compared, ConViT first."""
+        return list(VARIANTS[self.kind])
+
+    def runs(self, num_pictures: int) -> list[PlannedRun]:
+        """All runs, for data with that many training pictures at a fraction of 1.
+
+        A seed after the other and few pictures first, so that a study that was stopped has whole comparisons. All
+        architectures of a fraction and a seed have the same pictures, order and augmentation.
+        """
+        return [
+            PlannedRun(name, fraction, seed, self.run_recipe(name, fraction, seed, num_pictures))
+            for seed in self.seeds
+            for fraction in sorted(self.fractions)
+            for name in self.architectures
+        ]
+
+    def run_recipe(self, architecture: str, fraction: float, seed: int, num_pictures: int) -> Recipe:
+        """The recipe of one run: of a fraction the epochs are multiplied by 1 / fraction, as in the paper."""
+        changes: dict[str, Any] = {"fraction": fraction, "seed": seed, "split_seed": seed}
+        changes |= length(self.recipe, fraction, num_pictures)
+        model = dataclasses.replace(self.recipe.model, **VARIANTS[self.kind][architecture])
+        return dataclasses.replace(self.recipe, model=model, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the same after a way through JSON."""
+        return {
+            "study": self.kind,
+            "recipe": self.recipe.to_dict(),
+            "fractions": list(self.fractions),
+            "seeds": list(self.seeds),
+        }
+
+
+def length(recipe: Recipe, fraction: float, num_pictures: int) -> dict[str, int | None]:
+    """Epochs (or steps, if the recipe counts those) and patience of a run with a share of the pictures.
+
+    With more than ``PLATEAU_FRACTION`` of the pictures the recipe's own length and patience hold. Up to that the run
+    ends at its plateau: after ``patience`` epochs without a better one, or after ``LONGEST`` times its length, by when
+    the learning rate has come to its end. Epochs and patience are meant for all pictures, and scaled by 1 / fraction.
+    """
+    epochs = recipe.num_epochs(num_pictures)
+    if recipe.steps is not None:
+        epochs = math.ceil(recipe.steps / recipe.steps_per_epoch(num_pictures))
+    to_plateau = fraction <= PLATEAU_FRACTION
+    patience = recipe.patience
+    if patience is None and to_plateau:
+        patience = math.ceil(epochs / PATIENCE)
+    longer = LONGEST if to_plateau else 1
+    scaled = {"patience": None if patience is None else math.ceil(patience / fraction)}
+    if recipe.steps is not None:
+        return {"steps": longer * recipe.steps, **scaled}
+    return {"epochs": round(longer * epochs / fraction), **scaled}

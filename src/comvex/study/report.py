@@ -1,0 +1,206 @@
+"""The report of a study: results.csv, curves.csv, the figures, and a page of Markdown with the tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import comvex
+from comvex.files import write_table, write_text
+from comvex.study.figures import draw_ablation, draw_learning_curves, draw_sample_efficiency, label
+from comvex.study.plan import CONVIT, LONGEST, PATIENCE, PLATEAU_FRACTION, PlannedRun, Study
+from comvex.study.results import Comparison, Result, Summary, compare, read_result, summarise
+from comvex.training.recipe import Recipe
+from comvex.training.runs import flattened
+
+RESULTS, CURVES, REPORT = "results.csv", "curves.csv", "report.md"
+FIGURE, CURVES_FIGURE = "figure.png", "curves.png"
+
+
+def write_report(study: Study, runs: Sequence[PlannedRun], out: Path) -> dict[str, Any]:
+    """Write what the finished runs of a study have come to, and return it as plain values for JSON.
+
+    Nothing is written before a run is finished. Several workers may write at once: each file is replaced as a whole,
+    and the last one to finish has all runs.
+    """
+    results = [result for run in runs if (result := read_result(run, out)) is not None]
+    summaries, comparisons = summarise(results), compare(results)
+    if results:
+        write_tables(results, out)
+        write_figures(study, results, summaries, comparisons, out)
+        text = "\n".join(report_lines(study, runs, results, summaries, comparisons))
+        write_text(out / REPORT, text + "\n")
+    return {
+        "study": study.kind,
+        "out": str(out),
+        "num_runs": len(runs),
+        "num_finished": len(results),
+        "results": [result.row() for result in results],
+        "summary": [dataclasses.asdict(summary) for summary in summaries],
+        "comparison": [dataclasses.asdict(comparison) for comparison in comparisons],
+    }
+
+
+def write_tables(results: Sequence[Result], out: Path) -> None:
+    write_table(out / RESULTS, [result.row() for result in results])
+    curves = [
+        {
+            "architecture": result.architecture,
+            "fraction": result.fraction,
+            "seed": result.seed,
+            "step": step,
+            "val_top1": top1,
+        }
+        for result in results
+        for step, top1 in result.curve
+    ]
+    write_table(out / CURVES, curves)
+
+
+def write_figures(
+    study: Study,
+    results: Sequence[Result],
+    summaries: Sequence[Summary],
+    comparisons: Sequence[Comparison],
+    out: Path,
+) -> None:
+    title = Path(study.recipe.data).name
+    draw_learning_curves(results, out / CURVES_FIGURE, title=title)
+    if study.kind == "ablation":
+        draw_ablation(results, summaries, out / FIGURE, title=title)
+    elif comparisons:
+        draw_sample_efficiency(results, summaries, comparisons, out / FIGURE, title=title)
+
+
+def report_lines(
+    study: Study,
+    runs: Sequence[PlannedRun],
+    results: Sequence[Result],
+    summaries: Sequence[Summary],
+    comparisons: Sequence[Comparison],
+) -> list[str]:
+    hours = sum(result.seconds for result in results) / 3600
+    heading = {"sample-efficiency": "Sample efficiency", "ablation": "Ablation"}[study.kind]
+    state = f"{len(results)} of {len(runs)} runs are finished; they trained for {hours:.2f} hours in all."
+    lines = [f"# {heading}: {Path(study.recipe.data).name}", "", state, ""]
+    lines += comparison_table(summaries, comparisons) if study.kind == "sample-efficiency" else []
+    lines += accuracy_table(summaries) if study.kind == "ablation" else []
+    has_figure = study.kind == "ablation" or comparisons
+    lines += ["", f"![{heading}]({FIGURE})", ""] if has_figure else [""]
+    lines += [f"![Validation accuracy against steps]({CURVES_FIGURE})", ""]
+    lines += ["## How it was measured", "", *method_lines(study, results), "", "```bash", command(study), "```", ""]
+    lines += [machine(), "", f"Each run is in [{RESULTS}]({RESULTS}), its curve in [{CURVES}]({CURVES})."]
+    return lines
+
+
+def comparison_table(summaries: Sequence[Summary], comparisons: Sequence[Comparison]) -> list[str]:
+    """Both architectures beside each other, a line for each fraction, in Markdown."""
+    found = {(summary.architecture, summary.fraction): summary for summary in summaries}
+    compared = {comparison.fraction: comparison for comparison in comparisons}
+    lines = [
+        "| pictures | ConViT top-1, % | plain ViT top-1, % | improvement, % | picture factor | over the seeds |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for fraction in sorted({fraction for _, fraction in found}):
+        own = [found.get((name, fraction)) for name in ("convit", "plain")]
+        num_pictures = next(summary.num_pictures for summary in own if summary is not None)
+        cells = [f"{num_pictures:,.0f} ({100 * fraction:g} %)", *map(accuracy, own)]
+        comparison = compared.get(fraction)
+        if comparison is None:
+            cells += ["", "", ""]
+        else:
+            cells += [f"{comparison.improvement:+.1f}", str(comparison.factor), spread(comparison)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def spread(comparison: Comparison) -> str:
+    """The picture factors of the single seeds, lowest first."""
+    return ", ".join(str(factor) for factor in sorted(comparison.factors, key=lambda factor: factor.value))
+
+
+def accuracy(summary: Summary | None) -> str:
+    """Mean, deviation, and how many seeds they are of: 77.1 ± 0.6 (3)."""
+    if summary is None:
+        return "-"
+    deviation = "" if summary.deviation is None else f" ± {summary.deviation:.2f}"
+    return f"{summary.top1:.2f}{deviation} ({summary.num_seeds})"
+
+
+def accuracy_table(summaries: Sequence[Summary]) -> list[str]:
+    """A line for each architecture, a column for each fraction, and the difference to ConViT, in Markdown."""
+    found = {(summary.architecture, summary.fraction): summary for summary in summaries}
+    fractions = sorted({fraction for _, fraction in found})
+    columns = [text for fraction in fractions for text in (f"{100 * fraction:g} %: top-1, %", "difference")]
+    lines = [f"| architecture | {' | '.join(columns)} |", f"| --- | {' | '.join(['---:'] * len(columns))} |"]
+    for name in dict.fromkeys(architecture for architecture, _ in found):
+        cells = [label(name)]
+        for fraction in fractions:
+            own, convit = found.get((name, fraction)), found.get((CONVIT, fraction))
+            difference = f"{own.top1 - convit.top1:+.2f}" if own and convit and name != CONVIT else ""
+            cells += [accuracy(own), difference]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def method_lines(study: Study, results: Sequence[Result]) -> list[str]:
+    """What a reader must know to believe the figures."""
+    lines = [
+        "Accuracy is that of the weights that were best in validation, on test pictures that each run has seen once, "
+        "after its end. Behind ± stands the standard deviation over the seeds, in brackets their number. A seed "
+        "decides the pictures, which are set aside for validation, the initial weights, order and augmentation, and "
+        "is the same for all architectures; the pictures of a smaller fraction are among those of a larger one.",
+    ]
+    plateau = [result for result in results if result.to_plateau]
+    if plateau:
+        early = sum(result.ended_early for result in plateau)
+        patience = (
+            f"{study.recipe.patience} / fraction epochs"
+            if study.recipe.patience is not None
+            else f"1 / {PATIENCE} of the recipe's length"
+        )
+        lines.append(
+            f"Up to {100 * PLATEAU_FRACTION:g} % of the pictures a run goes on to the plateau of its own validation "
+            f"curve: until {patience} brought no better epoch, {LONGEST} times the recipe's length at most. Of these "
+            f"{len(plateau)} runs {early} ended by patience, {len(plateau) - early} at their last step, with the "
+            "learning rate at its lowest."
+        )
+    if study.kind == "sample-efficiency":
+        lines.append(
+            "The picture factor says how many times more pictures the plain ViT needs for ConViT's accuracy, "
+            "interpolated in the logarithm of the pictures; > and < are bounds, where the plain ViT had no such "
+            "accuracy."
+        )
+    return "\n\n".join(lines).splitlines()
+
+
+def command(study: Study) -> str:
+    """The command that does the study again."""
+    words = ["comvex", "study", study.kind, "--fractions", *(f"{value:g}" for value in study.fractions)]
+    words += ["--seeds", *map(str, study.seeds)]
+    standard = flattened(Recipe().to_dict())
+    for name, value in flattened(study.recipe.to_dict()).items():
+        if name == "data" or value != standard[name]:
+            words += flag(name, value)
+    return " ".join(words)
+
+
+def flag(name: str, value: Any) -> list[str]:
+    """A setting of a recipe as words of the command line."""
+    *parts, last = name.replace("_", "-").split(".")
+    if isinstance(value, bool):
+        return ["--" + ".".join([*parts, last if value else f"no-{last}"])]
+    return ["--" + ".".join([*parts, last]), *map(str, value if isinstance(value, list) else [value])]
+
+
+def machine() -> str:
+    """What the figures of time belong to."""
+    return (
+        f"comvex {comvex.__version__}, PyTorch {version('torch')}, Python {platform.python_version()}, "
+        f"{platform.system()} on {platform.machine()} with {os.cpu_count()} cores."
+    )

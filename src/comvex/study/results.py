@@ -1,0 +1,165 @@
+"""What the runs of a study came to: the figure of each, mean and deviation over the seeds, and the comparison."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comvex import run_folder
+from comvex.files import read_table
+from comvex.study.picture_factor import Factor, picture_factor
+from comvex.study.plan import CONVIT, PLAIN, PlannedRun
+
+RUNS = "runs"
+COLUMNS = ("architecture", "fraction", "seed", "num_pictures", "steps", "top1", "seconds")
+"""Of results.csv."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run."""
+
+    architecture: str
+    fraction: float
+    seed: int
+    num_pictures: int
+    """Training pictures, without those set aside for validation."""
+    steps: int
+    """Until it ended."""
+    top1: float
+    """On the test pictures, in percent."""
+    seconds: float
+    to_plateau: bool
+    """Whether it was to end at the plateau of its validation curve."""
+    ended_early: bool
+    """Whether patience ended it, and not the last step."""
+    curve: tuple[tuple[int, float], ...]
+    """(step, validation top-1 in percent) after each epoch."""
+
+    def row(self) -> dict[str, Any]:
+        """Its line in results.csv."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """An architecture at a fraction, over the seeds that are finished."""
+
+    architecture: str
+    fraction: float
+    num_seeds: int
+    num_pictures: float
+    top1: float
+    """Mean, in percent."""
+    deviation: float | None
+    """Standard deviation over the seeds, in percentage points; None for a single one."""
+    seconds: float
+    """Mean of a run."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """ConViT beside the plain ViT at a fraction, on the seeds that both have finished."""
+
+    fraction: float
+    num_pictures: float
+    improvement: float
+    """Of the mean accuracy, relative to that of the plain ViT, in percent."""
+    improvements: tuple[float, ...]
+    """The same for each seed."""
+    factor: Factor
+    """How many times more pictures the plain ViT needs for ConViT's mean accuracy."""
+    factors: tuple[Factor, ...]
+    """The same for each seed, from the curve of the plain ViT of that seed."""
+
+
+def read_result(run: PlannedRun, out: Path) -> Result | None:
+    """The result of a run of the study in the folder ``out``; None if the run is not finished."""
+    folder = out / RUNS / run.name
+    summary = run_folder.read_summary(folder)
+    if summary is None:
+        return None
+    history: list[dict[str, Any]] = read_table(folder / run_folder.METRICS)  # pyright: ignore[reportAssignmentType]
+    patience = run.recipe.patience
+    return Result(
+        architecture=run.architecture,
+        fraction=run.fraction,
+        seed=run.seed,
+        num_pictures=summary["num_training_pictures"],
+        steps=history[-1]["step"],
+        top1=summary["top1"],
+        seconds=summary["seconds"],
+        to_plateau=run.to_plateau,
+        ended_early=patience is not None and history[-1]["epoch"] - summary["best_epoch"] >= patience,
+        curve=tuple((row["step"], row["val_top1"]) for row in history),
+    )
+
+
+def summarise(results: Sequence[Result]) -> list[Summary]:
+    """Mean and deviation over the seeds, in the order of the results."""
+    groups: dict[tuple[str, float], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.architecture, result.fraction), []).append(result)
+    return [
+        Summary(
+            architecture=architecture,
+            fraction=fraction,
+            num_seeds=len(group),
+            num_pictures=statistics.mean(result.num_pictures for result in group),
+            top1=statistics.mean(result.top1 for result in group),
+            deviation=statistics.stdev(result.top1 for result in group) if len(group) > 1 else None,
+            seconds=statistics.mean(result.seconds for result in group),
+        )
+        for (architecture, fraction), group in groups.items()
+    ]
+
+
+def compare(results: Sequence[Result]) -> list[Comparison]:
+    """ConViT and the plain ViT at each fraction, few pictures first."""
+    found = {(result.architecture, result.fraction, result.seed): result for result in results}
+    pairs = {
+        (fraction, seed): (result, found[PLAIN, fraction, seed])
+        for (architecture, fraction, seed), result in found.items()
+        if architecture == CONVIT and (PLAIN, fraction, seed) in found
+    }
+    pairs = {key: pair for key, pair in pairs.items() if pair[1].top1}  # nothing is relative to 0
+    fractions = sorted({fraction for fraction, _ in pairs})
+    by_fraction = {
+        fraction: {seed: pair for (other, seed), pair in pairs.items() if other == fraction} for fraction in fractions
+    }
+    plain_means = [mean_point([plain for _, plain in own.values()]) for own in by_fraction.values()]
+    comparisons = []
+    for (fraction, own), (_, plain_top1) in zip(by_fraction.items(), plain_means, strict=True):
+        num_pictures, top1 = mean_point([convit for convit, _ in own.values()])
+        comparisons.append(
+            Comparison(
+                fraction=fraction,
+                num_pictures=num_pictures,
+                improvement=relative(top1, plain_top1),
+                improvements=tuple(relative(convit.top1, plain.top1) for convit, plain in own.values()),
+                factor=picture_factor(num_pictures, top1, plain_means),
+                factors=tuple(
+                    picture_factor(convit.num_pictures, convit.top1, plain_curve(pairs, seed))
+                    for seed, (convit, _) in own.items()
+                ),
+            )
+        )
+    return comparisons
+
+
+def mean_point(results: Sequence[Result]) -> tuple[float, float]:
+    """(pictures, top-1 in percent), means over the seeds."""
+    return statistics.mean(result.num_pictures for result in results), statistics.mean(r.top1 for r in results)
+
+
+def plain_curve(pairs: dict[tuple[float, int], tuple[Result, Result]], seed: int) -> list[tuple[float, float]]:
+    """(pictures, top-1 in percent) of the plain ViT of one seed."""
+    return [(plain.num_pictures, plain.top1) for (_, other), (_, plain) in sorted(pairs.items()) if other == seed]
+
+
+def relative(value: float, reference: float) -> float:
+    """By how many percent a value exceeds a reference."""
+    return 100 * (value / reference - 1)
