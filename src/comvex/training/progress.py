@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +20,40 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("comvex")
 
 
+class HeldMessages(logging.Handler):
+    """Messages from before a run has a folder, to be told again when it has one."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
 @contextmanager
-def log_to(file: Path, *, enabled: bool) -> Iterator[None]:
+def held_messages() -> Iterator[HeldMessages]:
+    """Within it the messages of comvex are kept back; they are told if it ends in an error."""
+    held, level = HeldMessages(), LOGGER.level
+    LOGGER.addHandler(held)
+    LOGGER.setLevel(logging.DEBUG)
+    try:
+        yield held
+    except BaseException:
+        for record in held.records:
+            print(record.getMessage(), file=sys.stderr)
+        raise
+    finally:
+        LOGGER.removeHandler(held)
+        LOGGER.setLevel(level)
+
+
+@contextmanager
+def log_to(file: Path, *, before: Sequence[logging.LogRecord], enabled: bool) -> Iterator[None]:
     """Within it the messages of comvex go to a file and to standard error.
 
-    Debug messages, such as the line per epoch, are left out in a terminal: there the progress bar says the same. Of
-    several processes only one is ``enabled``.
+    ``before`` are told first. Debug messages, such as the line per epoch, are left out in a terminal: there the
+    progress bar says the same. Of several processes only one is ``enabled``.
     """
     if not enabled:
         yield
@@ -38,6 +67,8 @@ def log_to(file: Path, *, enabled: bool) -> Iterator[None]:
     LOGGER.setLevel(logging.DEBUG)
     for handler in handlers:
         LOGGER.addHandler(handler)
+    for record in before:
+        LOGGER.handle(record)
     try:
         yield
     finally:

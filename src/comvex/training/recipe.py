@@ -28,7 +28,8 @@ class Architecture:
     """Picture side in pixels, or HEIGHT WIDTH. Default: what suits the data (digits 8, Fashion-MNIST 28, others 64;
     presets 224)."""
     channels: int | None = None
-    """1 for grey or 3 for RGB. Default: what the data have; files are read as RGB."""
+    """1 for grey, 3 for RGB, or as many as the TIFF files have. Default: what the data have; 8-bit files are read as
+    RGB."""
     patch_size: int | None = None
     """Patch side in pixels. Default: what suits the data (digits 2, Fashion-MNIST 4, others 8; presets 16)."""
     dim: int | None = None
@@ -65,9 +66,10 @@ class Recipe:
     """What is trained, on which pictures, and how."""
 
     data: str = "digits"
-    """digits (inside scikit-learn), fashion-mnist, a folder with one folder of pictures per class, optionally inside
-    train, val and test folders, or a CSV file with the columns path and label, optionally split and group; several
-    labels of a picture are separated by semicolons."""
+    """A folder with one folder of pictures per class, optionally inside train, val and test folders; a CSV file with
+    the columns path and label, optionally split and group (several labels are separated by semicolons); digits (inside
+    scikit-learn), fashion-mnist, cifar10, cifar100, imagenet-1k; hfds/NAME, a Hugging Face data set; wds/PATTERN, tar
+    shards such as wds/pets-{000..011}.tar."""
     fraction: float = 1.0
     """Share of the training pictures to use, stratified by class; groups stay whole."""
     val_fraction: float = 0.1

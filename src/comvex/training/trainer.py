@@ -33,7 +33,7 @@ from comvex.inference.evaluate import Evaluation, evaluate
 from comvex.inference.task import Task, choose_task
 from comvex.training.build import build_model, build_preprocessing, settle
 from comvex.training.failure import explain_failures, keep_failure
-from comvex.training.progress import RunProgress, log_to
+from comvex.training.progress import RunProgress, held_messages, log_to
 from comvex.training.ranks import Ranks, joined_ranks
 from comvex.training.recipe import Options, Recipe, differences
 from comvex.training.record import EpochSums, RunRecord
@@ -100,7 +100,8 @@ def train(recipe: Recipe, out: Path, *, options: Options | None = None) -> dict[
         if summary is not None and not options.overwrite:
             return summary
         with machine_settings(options, device):
-            plan = make_plan(recipe, options, device, ranks)
+            with held_messages() as held:
+                plan = make_plan(recipe, options, device, ranks)
             ranks.wait()  # everyone has looked at the folder
             with explain_failures(recipe, out), run_folder.locked(out) if ranks.first else nullcontext():
                 # Another process may have finished the run meanwhile: its test is not taken twice
@@ -109,7 +110,7 @@ def train(recipe: Recipe, out: Path, *, options: Options | None = None) -> dict[
                     return summary
                 if ranks.first:
                     begin_folder(recipe, out, num_steps=plan.num_steps, overwrite=options.overwrite)
-                with log_to(out / "log.txt", enabled=ranks.first), stop_requests() as stop:
+                with log_to(out / "log.txt", before=held.records, enabled=ranks.first), stop_requests() as stop:
                     return carry_out(plan, out, stop)
 
 
