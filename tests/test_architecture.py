@@ -12,10 +12,11 @@ MAY_IMPORT = {
     "convit": set(),
     "data": set(),
     "inference": {"convit", "data"},
+    "bench": {"convit", "inference"},
     "training": {"convit", "data", "inference"},
     "explain": {"convit", "data", "inference", "training"},
     "study": {"convit", "data", "inference", "training"},
-    "commands": {"convit", "data", "inference", "training", "explain", "study"},
+    "commands": {"convit", "data", "inference", "training", "explain", "study", "bench"},
 }
 SHARED = {"errors", "files", "randomness", "device", "plotting", "preprocessing", "run_folder"}
 

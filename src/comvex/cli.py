@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff
 
 import comvex
 from comvex.commands.app import App
+from comvex.commands.bench import Bench
 from comvex.commands.convert import Convert
 from comvex.commands.data import Data
 from comvex.commands.evaluate import Evaluate
@@ -41,6 +42,7 @@ COMMANDS: dict[str, type[Command]] = {
     "convert": Convert,
     "data": Data,
     "runs": Runs,
+    "bench": Bench,
     "study": RunStudy,
 }
 

@@ -1,0 +1,147 @@
+"""What is measured: scenes (model size, picture size, batch, mode) and in each the forms that are timed in turn."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from comvex.convit.config import ConViTConfig, check_integer
+from comvex.errors import UserError
+
+Contestant = Literal["convit", "plain_vit", "timm_convit"]
+Mode = Literal["inference", "training"]
+Precision = Literal["float32", "bfloat16"]
+Runtime = Literal["eager", "compile", "onnxruntime", "openvino"]
+
+CONTESTANT_NAMES: dict[str, str] = {"convit": "ConViT", "plain_vit": "plain ViT", "timm_convit": "timm's ConViT"}
+RUNTIME_NAMES: dict[str, str] = {
+    "eager": "eager",
+    "compile": "torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
+EXPORTED = ("onnxruntime", "openvino")
+"""Runtimes that run a file, without PyTorch: they infer on the CPU and train nothing."""
+PACKAGES = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino",)}
+FEWEST_ROUNDS = 7
+GROWING_SIZES = (224, 384, 448, 768, 1024)
+"""Picture sides of --grow, in pixels."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to compute the same thing: whose model, in which runtime and precision."""
+
+    contestant: Contestant
+    runtime: Runtime
+    precision: Precision
+
+    def __str__(self) -> str:
+        return f"{CONTESTANT_NAMES[self.contestant]}, {RUNTIME_NAMES[self.runtime]}, {self.precision}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the forms that are compared have in common."""
+
+    model: str
+    """Name of the size, as in the tables."""
+    config: ConViTConfig
+    batch_size: int
+    mode: Mode
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square pictures in pixels."""
+        assert isinstance(self.config.image_size, int)
+        return self.config.image_size
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.image_size} px, {self.mode}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a benchmark measures: the forms of a mode, in every scene of that mode."""
+
+    scenes: tuple[Scene, ...]
+    forms: dict[Mode, list[Form]]
+    runtimes: tuple[Runtime, ...]
+    left_out: list[str]
+    """The combinations asked for that do not exist, each in words."""
+
+
+def make_plan(
+    config_of: Mapping[str, Sequence[ConViTConfig]],
+    *,
+    batch_size: int,
+    modes: Sequence[Mode],
+    runtimes: Sequence[Runtime],
+    precisions: Sequence[Precision],
+    against: Sequence[Contestant],
+) -> Plan:
+    """All combinations of what is given: ``config_of`` names a size of the model, with its configs at picture sizes.
+
+    Raises ``ValueError`` for a list without values, a runtime that is not installed, and if no combination exists.
+    """
+    check_integer("batch_size", batch_size, at_least=1)
+    given = {"preset": config_of, "mode": modes, "runtime": runtimes, "precision": precisions}
+    for name, values in given.items():
+        if not values:
+            raise UserError(f"{name} is empty: at least one value is needed.")
+    for runtime in runtimes:
+        check_installed(runtime)
+    contestants: list[Contestant] = ["convit", *(name for name in against if name != "convit")]
+    forms: dict[Mode, list[Form]] = {mode: [] for mode in modes}
+    reasons = {}
+    for mode, runtime, precision in itertools.product(modes, runtimes, precisions):
+        reason = why_impossible(mode, runtime, precision)
+        if reason is None:
+            forms[mode] += [Form(contestant, runtime, precision) for contestant in contestants]
+        else:
+            reasons[reason] = None
+    scenes = [
+        Scene(name, config, batch_size, mode)
+        for name, configs in config_of.items()
+        for mode in modes
+        for config in configs
+        if forms[mode]
+    ]
+    if not scenes:
+        raise UserError(f"Nothing is left to measure: there is no {'; no '.join(reasons)}.")
+    return Plan(tuple(scenes), forms, tuple(runtimes), list(reasons))
+
+
+def preset_configs(presets: Sequence[str], sizes: Sequence[int]) -> dict[str, list[ConViTConfig]]:
+    """The paper's sizes at these picture sides in pixels; raises ``ValueError`` for what does not exist."""
+    return {preset: [ConViTConfig.from_preset(preset, image_size=size) for size in sizes] for preset in presets}
+
+
+def why_impossible(mode: Mode, runtime: Runtime, precision: Precision) -> str | None:
+    """Why a runtime cannot do this, or None if it can."""
+    if runtime in EXPORTED and mode == "training":
+        return f"training in {RUNTIME_NAMES[runtime]}, which only infers"
+    if runtime == "onnxruntime" and precision == "bfloat16":
+        return "bfloat16 in ONNX Runtime, which has no such kernels for CPUs"
+    return None
+
+
+def check_installed(runtime: Runtime) -> None:
+    if runtime not in get_args(Runtime):
+        raise UserError(f"runtime is {runtime!r}: it must be one of {', '.join(get_args(Runtime))}.")
+    for package in PACKAGES.get(runtime, ()):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"runtime is {runtime!r}, but the package {package} is not installed: "
+                "pip install 'comvex[runtimes]' brings it."
+            )
+
+
+def versions(runtimes: Sequence[Runtime]) -> dict[str, str]:
+    """Version of every package that the measurement rests on."""
+    packages = ["torch", "timm", *(package for runtime in runtimes for package in PACKAGES.get(runtime, ()))]
+    return {package: importlib.metadata.version(package) for package in dict.fromkeys(packages)}

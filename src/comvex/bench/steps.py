@@ -1,0 +1,142 @@
+"""One call of a form: a forward pass, or a step of training, with everything that can be done before done before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from comvex.bench.exported import load_exported
+from comvex.bench.models import build, make_batch
+from comvex.bench.plan import EXPORTED, RUNTIME_NAMES, Form, Mode, Scene
+from comvex.convit import ConViTConfig
+from comvex.errors import UserError
+
+Step = Callable[[], Any]
+LARGEST_DIFFERENCE = {"float32": 1e-4, "bfloat16": 5e-2}
+"""Norm of the difference to eager float32 over the norm of the logits: some hundred roundings of 6e-8, or of 4e-3."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A form in a scene, as a process of its own gets it."""
+
+    form: Form
+    config: ConViTConfig
+    batch_size: int
+    mode: Mode
+    threads: int
+    device: str
+    file: str | None = None
+    """The exported model, for the runtimes that run one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Job:
+        form, config = Form(**values["form"]), ConViTConfig.from_dict(values["config"])
+        return cls(**(values | {"form": form, "config": config}))
+
+
+def make_step(job: Job) -> Step:
+    """The call that is timed; for inference it returns logits (B, num_classes)."""
+    form = job.form
+    pictures, labels = make_batch(job.config, job.batch_size)
+    if form.runtime in EXPORTED:
+        assert job.file is not None
+        return load_exported(
+            Path(job.file), pictures.numpy(), runtime=form.runtime, precision=form.precision, threads=job.threads
+        )
+    model = build(form.contestant, job.config).to(job.device)
+    pictures, labels = pictures.to(job.device), labels.to(job.device)
+    if job.mode == "training":
+        return training_step(model, pictures, labels, job=job)
+    return inference_step(model, pictures, job=job)
+
+
+def inference_step(model: nn.Module, pictures: Tensor, *, job: Job) -> Step:
+    """A forward pass; in bfloat16 with weights and pictures of that type."""
+    dtype = getattr(torch, job.form.precision)
+    model, pictures = model.to(dtype).eval(), pictures.to(dtype)
+    compiled = compile_if_asked(model, pictures, job=job)
+
+    def step() -> Tensor:
+        with torch.inference_mode():
+            return compiled(pictures)
+
+    return step
+
+
+def training_step(model: nn.Module, pictures: Tensor, labels: Tensor, *, job: Job) -> Step:
+    """Forward, backward and AdamW; in bfloat16 under autocast, with weights in float32."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    compiled = compile_if_asked(model, pictures, job=job)
+    bfloat16 = job.form.precision == "bfloat16"
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(pictures.device.type, torch.bfloat16) if bfloat16 else nullcontext():
+            loss = F.cross_entropy(compiled(pictures), labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def compile_if_asked(model: nn.Module, pictures: Tensor, *, job: Job) -> Callable[[Tensor], Tensor]:
+    if job.form.runtime != "compile":
+        return model
+    settle(model, pictures)
+    return torch.compile(model, dynamic=False)
+
+
+def settle(model: nn.Module, pictures: Tensor) -> None:
+    """Run once: timm's ConViT makes its table of offsets in the first forward, and a compiler would trace that."""
+    with torch.no_grad():
+        model(pictures)
+
+
+def export(scene: Scene, form: Form, folder: Path) -> Path:
+    """Export a contestant for the pictures and batch of a scene; returns the file, the same for every precision."""
+    file = folder / f"{form.contestant}-{scene.model}-{scene.image_size}.{form.runtime}"
+    file = file.with_suffix(".onnx" if form.runtime == "onnxruntime" else ".xml")
+    if file.exists():
+        return file
+    model = build(form.contestant, scene.config).eval()
+    pictures, _ = make_batch(scene.config, scene.batch_size)
+    settle(model, pictures)
+    if form.runtime == "onnxruntime":
+        torch.onnx.export(model, (pictures,), file, dynamo=True, verbose=False)
+    else:
+        import openvino
+
+        program = torch.export.export(model, (pictures,))
+        openvino.save_model(openvino.convert_model(program), file, compress_to_fp16=False)
+    return file
+
+
+def difference_to_eager(job: Job, step: Step) -> float:
+    """Norm of the difference between a form's logits and its own contestant's in eager float32, over their norm.
+
+    Raises ``ValueError`` if it is larger than rounding: then the form does not compute the same, and is not measured.
+    """
+    pictures, _ = make_batch(job.config, job.batch_size)
+    with torch.inference_mode():
+        expected = build(job.form.contestant, job.config).eval()(pictures)
+    logits = torch.as_tensor(step()).cpu().float()
+    difference = float((logits - expected).norm() / expected.norm())
+    allowed = LARGEST_DIFFERENCE[job.form.precision]
+    if not difference <= allowed:  # NaN too
+        raise UserError(
+            f"The logits of {job.form} differ from those in eager float32 by {difference:.1e} of their norm: more than "
+            f"the {allowed:.0e} of rounding, so that its time would mean nothing ({RUNTIME_NAMES[job.form.runtime]})."
+        )
+    return difference
