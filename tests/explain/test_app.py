@@ -23,13 +23,27 @@ from comvex.inference.predictor import load
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SIZES = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
+WATCHED = """
+import sys
+
+def tell(event, arguments):
+    if event == "socket.connect" and isinstance(arguments[1], tuple) and arguments[1][0] not in ("127.0.0.1", "::1"):
+        print("connects to", arguments[1], file=sys.stderr)
+    if event == "socket.getaddrinfo" and arguments[0] not in ("127.0.0.1", "localhost", None):
+        print("looks up", arguments[0], file=sys.stderr)
+
+sys.addaudithook(tell)
+from comvex.cli import main
+raise SystemExit(main())
+"""
+"""The command, telling on standard error of every machine but this one that it turns to."""
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
 
 
 @pytest.fixture(scope="module")
 def address(small_run: Path) -> Iterator[str]:
-    """Where ``comvex app`` serves a run, in a process of its own."""
-    command = [sys.executable, "-m", "comvex", "app", str(small_run), "--json"]
+    """Where ``comvex app`` serves a run, in a process that neither warns nor asks anything of another machine."""
+    command = [sys.executable, "-c", WATCHED, "app", str(small_run), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None

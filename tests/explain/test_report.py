@@ -15,7 +15,7 @@ from PIL import Image
 from comvex.cli import main
 from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
 from comvex.convit.analysis import gates, nonlocality
-from comvex.convit.weights import save_weights
+from comvex.convit.weights import load_model, save_weights
 from comvex.data.sources import open_data
 from comvex.errors import UserError
 from comvex.explain.report import explain
@@ -154,3 +154,17 @@ def test_models_without_gates_or_without_class_token_layers_have_a_report_too(tm
     assert ("gates.png" in found["figures"]) == gated
     assert ("kernels.png" in found["figures"]) == gated
     assert any("class-token" in name for name in found["figures"]) == (not gated)
+
+
+def test_an_epoch_whose_checkpoint_is_kept_is_shown_and_another_refused(small_run, digits, tmp_path):
+    last = load_model(small_run / "weights" / "last.safetensors")
+    found = explain(small_run, digits, out=tmp_path / "last", epoch=10)
+    predictor = load(small_run)
+    pictures = torch.stack([predictor.transform(predictor.read(file)) for file in digits])
+    expected = nonlocality(last, pictures).blended.mean(axis=1)
+    np.testing.assert_allclose(found["nonlocality"], expected, atol=1e-4)  # they are rounded to four digits
+    assert "small after epoch 10" in (tmp_path / "last" / "report.html").read_text()
+    with pytest.raises(UserError, match=r"epoch is 1: it must be one whose checkpoint the run .* has kept \(.*10\)"):
+        explain(small_run, digits, out=tmp_path / "first", epoch=1)
+    with pytest.raises(UserError, match="no run folder"):
+        explain(small_run / "weights" / "last.safetensors", digits, out=tmp_path / "file", epoch=10)

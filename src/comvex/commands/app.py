@@ -22,6 +22,8 @@ class App:
     """Address to serve on; 0.0.0.0 lets other machines in."""
     port: int | None = None
     """Default: the first free one from 7860 on."""
+    epoch: int | None = None
+    """For a run folder: the model after this epoch, whose checkpoint must be there still. Default: the best epoch."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     json: bool = False
@@ -30,5 +32,5 @@ class App:
     def run(self) -> int:
         from comvex.explain.serve import serve
 
-        serve(self.source, host=self.host, port=self.port, device=self.device, as_json=self.json)
+        serve(self.source, host=self.host, port=self.port, epoch=self.epoch, device=self.device, as_json=self.json)
         return 0

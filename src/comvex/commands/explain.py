@@ -38,6 +38,8 @@ class Explain:
     """Heads to show where a patch looks, counted from 0. Default: all."""
     query: Annotated[str | None, arg(metavar="X,Y")] = None
     """The patch to look from, its column and row counted from 0. Default: the one in the middle."""
+    epoch: int | None = None
+    """For a run folder: the model after this epoch, whose checkpoint must be there still. Default: the best epoch."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     overwrite: bool = False
@@ -57,6 +59,7 @@ class Explain:
             layers=self.layer,
             heads=self.head,
             query=self.query,
+            epoch=self.epoch,
             device=self.device,
             overwrite=self.overwrite,
         )

@@ -118,11 +118,10 @@ def panels(explorer: Explorer, view: View, layer: int, half: Any) -> tuple[str, 
 
 def title_html(explorer: Explorer, title: str) -> str:
     config = explorer.predictor.model.config
-    plain = f"{config.num_nonlocal_layers} with a class token"
+    layers = f"{config.num_local_layers} local and {config.num_nonlocal_layers} non-local layers"
     return (
-        f"<h1>{escape(title)}</h1><p>A ConViT of {config.num_local_layers} local layers and {plain}, "
-        f"{config.num_heads} heads each; {len(explorer.predictor.labels)} classes. Layers and heads are counted from "
-        "0.</p>"
+        f"<h1>{escape(title)}</h1><p>{layers} of {config.num_heads} heads, "
+        f"{len(explorer.predictor.labels)} classes. Layers and heads are counted from 0.</p>"
     )
 
 

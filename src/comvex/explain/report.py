@@ -29,12 +29,13 @@ from comvex.convit.analysis.positions import positional_weights
 from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.data.reading import UnreadablePictureError
 from comvex.errors import UserError
+from comvex.explain.epochs import load_at, title_of
 from comvex.explain.figures import draw_class_token, draw_gates, draw_kernels, draw_nonlocality, draw_query
 from comvex.explain.page import Figure, PictureSection, write_page
 from comvex.explain.query import parse_query
 from comvex.explain.seen import SeenPicture, see
 from comvex.files import read_table, write_table
-from comvex.inference.predictor import Predictor, load
+from comvex.inference.predictor import Predictor
 from comvex.training.curves import draw_heads
 
 PAGE, TABLE = "report.html", "heads.csv"
@@ -58,10 +59,11 @@ def explain(
     layers: Sequence[int] = (),
     heads: Sequence[int] = (),
     query: str | None = None,
+    epoch: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write the report of a model (see ``load``) on picture files into a folder; returns what was found and written.
+    """Write the report of a model (see ``load_at``) on picture files into a folder; returns what was found and written.
 
     ``layers`` and ``heads`` choose where a patch's attention is shown, none of them means all; ``query`` is that patch,
     "X,Y" as column and row, by default the middle one. A picture that cannot be read is left out and named under
@@ -72,7 +74,7 @@ def explain(
     has a report already and ``overwrite`` is not set.
     """
     check_out(out, overwrite=overwrite)
-    predictor = load(source, device=device)
+    predictor = load_at(source, epoch=epoch, device=device)
     chosen = choose(predictor, layers=layers, heads=heads, query=query)
     seen, problems = see_all(predictor, pictures)
     console = Console(stderr=True)
@@ -90,7 +92,7 @@ def explain(
             progress.advance(bar)
     write_page(
         out / PAGE,
-        title=f"What {Path(source).resolve().name} looks at",
+        title=f"What {title_of(source, epoch)} looks at",
         about=about(predictor),
         model=figures,
         pictures=sections,

@@ -13,9 +13,9 @@ from typing import Any
 from PIL import Image
 
 from comvex.errors import UserError
+from comvex.explain.epochs import load_at, title_of
 from comvex.explain.examples import example_pictures
 from comvex.explain.explorer import Explorer
-from comvex.inference.predictor import load
 
 PORT, PORTS_TRIED = 7860, 20
 LARGEST_UPLOAD = "100mb"
@@ -27,22 +27,28 @@ ONLY_FROM_HERE = (
 
 
 def serve(
-    source: str, *, host: str = "127.0.0.1", port: int | None = None, device: str = "auto", as_json: bool
+    source: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    epoch: int | None = None,
+    device: str = "auto",
+    as_json: bool = False,
 ) -> None:
-    """Serve the page of a model (see ``load``) until Ctrl-C, and print its address.
+    """Serve the page of a model (see ``load_at``) until Ctrl-C, and print its address.
 
     ``port`` None is the first free one from 7860 on. Raises ``ValueError`` if Gradio is not installed, there is no
     such model, or the port cannot be had.
     """
     if find_spec("gradio") is None:
         raise UserError("comvex app needs Gradio, which is not installed: pip install 'comvex[app]' brings it.")
-    predictor = load(source, device=device)
+    predictor = load_at(source, epoch=epoch, device=device)
     examples, note = example_pictures(source, predictor)
     if note:
         print(note, file=sys.stderr)
     listening = listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-    app = web_app(Explorer(predictor), examples, title=Path(source).resolve().name)
+    app = web_app(Explorer(predictor), examples, title=title_of(source, epoch))
     print(json.dumps({"address": address}) if as_json else f"{address}  (Ctrl-C ends it)", flush=True)
     run_server(app, listening)
 

@@ -1,0 +1,47 @@
+"""A run's model as it was after one of its epochs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from comvex import run_folder
+from comvex.errors import UserError
+from comvex.files import read_table
+from comvex.inference.predictor import Predictor, load
+from comvex.training.checkpoint import checkpoint_folders, load_checkpoint
+
+
+def load_at(source: str | Path, *, epoch: int | None = None, device: str = "auto") -> Predictor:
+    """As ``load``; with an epoch, a run's model as its checkpoint of that epoch has it, with averaged weights if any.
+
+    Raises ``ValueError`` if there is no such model, or the run has no checkpoint of that epoch or a damaged one.
+    """
+    predictor = load(source, device=device)
+    if epoch is None:
+        return predictor
+    run = Path(source)
+    run_folder.read_recipe(run)
+    epochs = epochs_by_step(run)
+    kept = {epochs[folder.name]: folder for folder in checkpoint_folders(run / run_folder.CHECKPOINTS)
+            if folder.name in epochs}  # fmt: skip
+    if epoch not in kept:
+        there = ", ".join(map(str, sorted(kept))) or "none"
+        raise UserError(
+            f"epoch is {epoch}: it must be one whose checkpoint the run {run} has kept ({there}); comvex train keeps "
+            "more with --keep-checkpoints."
+        )
+    tensors = load_checkpoint(kept[epoch]).tensors
+    predictor.model.load_state_dict(tensors.get("ema", tensors["model"]))
+    return predictor
+
+
+def epochs_by_step(run: Path) -> dict[str, int]:
+    """The names of checkpoints at the ends of epochs, and their epochs."""
+    rows = read_table(run / run_folder.METRICS)
+    return {f"step-{row['step']:08d}": int(row["epoch"] or 0) for row in rows}
+
+
+def title_of(source: str | Path, epoch: int | None) -> str:
+    """What to call a model in a title."""
+    name = Path(source).resolve().name
+    return name if epoch is None else f"{name} after epoch {epoch}"
