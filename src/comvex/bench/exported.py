@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from comvex.bench.plan import Precision, Runtime
+from comvex.bench.names import Precision, Runtime
 
 Floats = NDArray[np.float32]
 

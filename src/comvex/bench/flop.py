@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from comvex.bench.models import build, make_batch
-from comvex.bench.plan import Contestant, Mode
+from comvex.bench.names import Contestant, Mode
 from comvex.convit import ConViTConfig
 
 

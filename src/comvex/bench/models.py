@@ -8,7 +8,7 @@ from timm.models.convit import ConVit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from comvex.bench.plan import Contestant
+from comvex.bench.names import Contestant
 from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
 from comvex.randomness import seeded
 

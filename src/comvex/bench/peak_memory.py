@@ -69,7 +69,7 @@ def measure(job: Job) -> float | None:
     """Run the form a few times in this process; its peak in bytes, None if there is not enough memory."""
     import torch
 
-    from comvex.bench.plan import EXPORTED
+    from comvex.bench.names import EXPORTED
     from comvex.bench.steps import make_step
 
     torch.set_num_threads(job.threads)

@@ -7,29 +7,14 @@ import importlib.util
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
+from comvex.bench.names import CONTESTANT_NAMES, EXPORTED, RUNTIME_NAMES, Contestant, Mode, Precision, Runtime
 from comvex.convit.config import ConViTConfig, check_integer
 from comvex.errors import UserError
 
-Contestant = Literal["convit", "plain_vit", "timm_convit"]
-Mode = Literal["inference", "training"]
-Precision = Literal["float32", "bfloat16"]
-Runtime = Literal["eager", "compile", "onnxruntime", "openvino"]
-
-CONTESTANT_NAMES: dict[str, str] = {"convit": "ConViT", "plain_vit": "plain ViT", "timm_convit": "timm's ConViT"}
-RUNTIME_NAMES: dict[str, str] = {
-    "eager": "eager",
-    "compile": "torch.compile",
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-}
-EXPORTED = ("onnxruntime", "openvino")
-"""Runtimes that run a file, without PyTorch: they infer on the CPU and train nothing."""
 PACKAGES = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino",)}
 FEWEST_ROUNDS = 7
-GROWING_SIZES = (224, 384, 448, 768, 1024)
-"""Picture sides of --grow, in pixels."""
 
 
 @dataclass(frozen=True)

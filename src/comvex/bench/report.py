@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from comvex.bench.plan import CONTESTANT_NAMES, RUNTIME_NAMES
+from comvex.bench.names import CONTESTANT_NAMES, RUNTIME_NAMES
 from comvex.errors import UserError
 from comvex.files import write_text
 from comvex.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure

@@ -18,8 +18,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from comvex.bench.figures import Measured, growth, ratios
 from comvex.bench.flop import count_flop
 from comvex.bench.gemm import SIDES, gemm_peak, wait
+from comvex.bench.names import EXPORTED
 from comvex.bench.peak_memory import peak_memory
-from comvex.bench.plan import EXPORTED, FEWEST_ROUNDS, Form, Plan, Scene, versions
+from comvex.bench.plan import FEWEST_ROUNDS, Form, Plan, Scene, versions
 from comvex.bench.steps import Job, Step, difference_to_eager, export, make_step
 from comvex.convit.config import check_integer
 from comvex.device import choose_device

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from comvex.bench.exported import load_exported
 from comvex.bench.models import build, make_batch
-from comvex.bench.plan import EXPORTED, RUNTIME_NAMES, Form, Mode, Scene
+from comvex.bench.names import EXPORTED, RUNTIME_NAMES, Mode
+from comvex.bench.plan import Form, Scene
 from comvex.convit import ConViTConfig
 from comvex.errors import UserError
 

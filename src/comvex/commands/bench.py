@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from comvex.bench.plan import GROWING_SIZES, Contestant, Mode, Precision, Runtime, make_plan, preset_configs
+from comvex.bench.names import GROWING_SIZES, Contestant, Mode, Precision, Runtime
 from comvex.errors import UserError
 
 
@@ -58,6 +58,8 @@ class Bench:
     def run(self) -> int:
         if self.grow and self.size is not None:
             raise UserError("size and grow are both given: grow measures at sizes of its own.")
+        from comvex.bench.plan import make_plan, preset_configs
+
         sizes = GROWING_SIZES if self.grow else self.size or (224,)
         plan = make_plan(
             preset_configs(self.preset, sizes),

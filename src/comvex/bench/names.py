@@ -1,0 +1,22 @@
+"""What can be asked for, in its short names and those of the tables; imports nothing, for the command's help."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Contestant = Literal["convit", "plain_vit", "timm_convit"]
+Mode = Literal["inference", "training"]
+Precision = Literal["float32", "bfloat16"]
+Runtime = Literal["eager", "compile", "onnxruntime", "openvino"]
+
+CONTESTANT_NAMES: dict[str, str] = {"convit": "ConViT", "plain_vit": "plain ViT", "timm_convit": "timm's ConViT"}
+RUNTIME_NAMES: dict[str, str] = {
+    "eager": "eager",
+    "compile": "torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
+EXPORTED = ("onnxruntime", "openvino")
+"""Runtimes that run a file, without PyTorch: they infer on the CPU and train nothing."""
+GROWING_SIZES = (224, 384, 448, 768, 1024)
+"""Picture sides of --grow, in pixels."""
