@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import statistics
 import sys
@@ -27,13 +28,16 @@ STUDY = "study.json"
 FORMAT = 1
 POLL_SECONDS = 5.0
 """How often a worker that has nothing left to do looks whether the others have."""
+DRAW_SECONDS = 60.0
+"""How long the figures stay as they are while runs go on; the tables are written after each."""
 
 
 def carry_out(study: Study, out: Path, *, options: Options | None = None, poll: float = POLL_SECONDS) -> dict[str, Any]:
     """Train all runs of a study that are not finished, and report; safe to repeat, alone or by several at once.
 
     A run that another process trains is passed over and looked at again later, so that every worker ends when all runs
-    are finished. The report is written anew after each run. Returns what ``write_report`` does.
+    are finished. The tables are written anew after each run, the figures once a minute. Returns what ``write_report``
+    does.
 
     Raises ``ValueError`` for a folder that holds something else or another study, or data that do not fit, and
     ``StoppedError``, after a checkpoint, if a signal asks for a stop.
@@ -47,13 +51,15 @@ def carry_out(study: Study, out: Path, *, options: Options | None = None, poll: 
         raise UserError("A study does not run under torchrun: repeat its command in several terminals instead.")
     known, num_pictures = begin(study, out)
     runs, known_runs = study.runs(num_pictures), known.runs(num_pictures)
-    said = ""
+    said, drawn = "", -math.inf
     while waiting := [run for run in runs if read_result(run, out) is None]:
         trained = 0
         for run in waiting:
             if attempt(run, out, options, announce=lambda run=run: say(progress_line(runs, out, following=run))):
                 trained += 1
-                write_report(known, known_runs, out)
+                draw = time.monotonic() - drawn > DRAW_SECONDS
+                write_report(known, known_runs, out, draw=draw)
+                drawn = time.monotonic() if draw else drawn
         if not trained:
             line = progress_line(runs, out)
             if line != said:

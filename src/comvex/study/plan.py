@@ -62,7 +62,7 @@ class PlannedRun:
     @property
     def to_plateau(self) -> bool:
         """Whether the run is to end at the plateau of its validation curve."""
-        return self.recipe.patience is not None
+        return self.fraction <= PLATEAU_FRACTION
 
     def __str__(self) -> str:
         return f"{self.architecture}, {100 * self.fraction:g} % of the pictures, seed {self.seed}"

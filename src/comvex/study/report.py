@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,17 +23,19 @@ RESULTS, CURVES, REPORT = "results.csv", "curves.csv", "report.md"
 FIGURE, CURVES_FIGURE = "figure.png", "curves.png"
 
 
-def write_report(study: Study, runs: Sequence[PlannedRun], out: Path) -> dict[str, Any]:
+def write_report(study: Study, runs: Sequence[PlannedRun], out: Path, *, draw: bool = True) -> dict[str, Any]:
     """Write what the finished runs of a study have come to, and return it as plain values for JSON.
 
-    Nothing is written before a run is finished. Several workers may write at once: each file is replaced as a whole,
-    and the last one to finish has all runs.
+    Without ``draw`` the figures, which take a second or two, stay as they are. Nothing is written before a run is
+    finished. Several workers may write at once: each file is replaced as a whole, and the last one to finish has all
+    runs.
     """
     results = [result for run in runs if (result := read_result(run, out)) is not None]
     summaries, comparisons = summarise(results), compare(results)
     if results:
         write_tables(results, out)
-        write_figures(study, results, summaries, comparisons, out)
+        if draw:
+            write_figures(study, results, summaries, comparisons, out)
         text = "\n".join(report_lines(study, runs, results, summaries, comparisons))
         write_text(out / REPORT, text + "\n")
     return {
@@ -187,7 +190,7 @@ def command(study: Study) -> str:
     for name, value in flattened(study.recipe.to_dict()).items():
         if name == "data" or value != standard[name]:
             words += flag(name, value)
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def flag(name: str, value: Any) -> list[str]:

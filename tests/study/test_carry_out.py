@@ -1,0 +1,247 @@
+"""Studies of tiny real runs on the digits: stopped, shared, repeated."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from comvex import run_folder
+from comvex.data.sources import open_data
+from comvex.study.carry_out import carry_out, duration, progress_line
+from comvex.study.plan import Study
+from comvex.study.results import RUNS
+from comvex.training import trainer
+from comvex.training.build import build_model
+from comvex.training.recipe import Architecture, Options, Recipe
+from made_pictures import multi_label_recipe, shape_pictures
+
+SMALL = Architecture(dim=32, heads=4, num_local_layers=1, num_nonlocal_layers=1)
+RECIPE = Recipe(data="digits", model=SMALL, steps=4, batch_size=32, patience=1)
+STUDY = Study("sample-efficiency", RECIPE, (0.1, 1.0), (0, 1))
+ARGUMENTS = [
+    "study", "sample-efficiency", "--data", "digits", "--model.dim", "32", "--model.heads", "4",
+    "--model.num-local-layers", "1", "--model.num-nonlocal-layers", "1", "--steps", "4", "--batch-size", "32",
+    "--patience", "1", "--fractions", "0.1", "1", "--seeds", "0", "1", "--threads", "1", "--json",
+]  # fmt: skip
+"""The same study as a command."""
+OPTIONS = Options(threads=1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> tuple[Path, list[str], dict]:
+    """The folder of the finished study, the parts of the data that were evaluated, and what was returned."""
+    out, parts = tmp_path_factory.mktemp("studies") / "study", []
+    original = trainer.evaluate_part
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            trainer, "evaluate_part", lambda model, plan, part: parts.append(part) or original(model, plan, part)
+        )
+        report = carry_out(STUDY, out, options=OPTIONS)
+        before = len(parts)
+        assert carry_out(STUDY, out, options=OPTIONS) == report
+        assert len(parts) == before, "a finished study evaluates nothing again"
+    return out, parts, report
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "results.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def without_seconds(out: Path) -> list[dict[str, str]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows(out)]
+
+
+def test_every_run_is_in_the_table_with_the_figures_of_its_own_folder(undisturbed):
+    out, _, report = undisturbed
+    assert list(rows(out)[0]) == ["architecture", "fraction", "seed", "num_pictures", "steps", "top1", "seconds"]
+    assert len(rows(out)) == report["num_finished"] == report["num_runs"] == 8
+    for row in rows(out):
+        run = out / RUNS / f"{row['architecture']}-{100 * float(row['fraction']):g}pc-seed{row['seed']}"
+        summary = json.loads((run / "summary.json").read_text())
+        assert float(row["top1"]) == summary["top1"]
+        assert int(row["num_pictures"]) == summary["num_training_pictures"]
+        assert summary["evaluated_on"] == "test"
+        steps = [int(line.split(",")[1]) for line in (run / "metrics.csv").read_text().splitlines()[1:]]
+        assert int(row["steps"]) == steps[-1]
+        assert steps[-1] == 4 if row["fraction"] == "1.0" else steps[-1] <= 8
+    with (out / "curves.csv").open(newline="") as stream:
+        curves = list(csv.DictReader(stream))
+    assert {(row["architecture"], row["fraction"], row["seed"]) for row in curves} == {
+        (row["architecture"], row["fraction"], row["seed"]) for row in rows(out)
+    }
+
+
+def test_the_test_pictures_are_evaluated_once_per_run(undisturbed):
+    _, parts, _ = undisturbed
+    assert parts.count("test") == 8
+    assert parts.count("val") >= 8
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_not_tested_again(tmp_path, monkeypatch):
+    recipe, parts = STUDY.runs(1295)[0].recipe, []
+    evaluate_part, make_plan = trainer.evaluate_part, trainer.make_plan
+    monkeypatch.setattr(
+        trainer, "evaluate_part", lambda model, plan, part: parts.append(part) or evaluate_part(model, plan, part)
+    )
+
+    def overtaken(*arguments):
+        monkeypatch.setattr(trainer, "make_plan", make_plan)
+        trainer.train(recipe, tmp_path / "run", options=OPTIONS)  # the other one, from start to end
+        return make_plan(*arguments)
+
+    monkeypatch.setattr(trainer, "make_plan", overtaken)
+    summary = trainer.train(recipe, tmp_path / "run", options=OPTIONS)
+    assert summary == run_folder.read_summary(tmp_path / "run")
+    assert parts.count("test") == 1
+
+
+def test_fractions_are_nested_and_the_same_for_both_architectures():
+    names = {}
+    for fraction in (0.1, 1.0):
+        data = open_data("digits", fraction=fraction, split_seed=1)
+        names[fraction] = {picture.tobytes() for part in (data.train, data.val) for picture in part.pictures}
+    assert names[0.1] < names[1.0]
+    recipes = [run.recipe for run in STUDY.runs(1295) if (run.fraction, run.seed) == (0.1, 1)]
+    assert len({(recipe.fraction, recipe.split_seed, recipe.val_fraction) for recipe in recipes}) == 1
+
+
+def test_the_report_and_the_figures_are_there(undisturbed):
+    out, _, report = undisturbed
+    text = (out / "report.md").read_text()
+    assert "8 of 8 runs are finished" in text
+    assert "Of these 4 runs" in text
+    for architecture, fraction in (("convit", 0.1), ("plain", 1.0)):
+        [own] = [s for s in report["summary"] if (s["architecture"], s["fraction"]) == (architecture, fraction)]
+        assert f"{own['top1']:.2f} ± {own['deviation']:.2f} (2)" in text
+    for name in ("figure.png", "curves.png"):
+        assert f"({name})" in text
+        with Image.open(out / name) as picture:
+            assert picture.width > 800
+
+
+def start(out: Path, name: str) -> subprocess.Popen[bytes]:
+    """A worker, with standard output and error in files beside the study."""
+    command = [sys.executable, "-m", "comvex", *ARGUMENTS, "--out", str(out)]
+    with (out.parent / f"{name}.out").open("wb") as output, (out.parent / f"{name}.err").open("wb") as errors:
+        return subprocess.Popen(command, stdout=output, stderr=errors, start_new_session=True)
+
+
+def test_a_killed_worker_s_study_is_finished_by_two_others_which_share_the_runs(undisturbed, tmp_path):
+    out = tmp_path / "study"
+    killed = start(out, "killed")
+    deadline = time.monotonic() + 120
+    while len(list((out / RUNS).glob("*/tensorboard"))) < 2:  # in the middle of the second run
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert 1 <= len(list((out / RUNS).glob("*/summary.json"))) < 8
+
+    workers = {name: start(out, name) for name in ("one", "other")}
+    for name, worker in workers.items():
+        assert worker.wait(240) == 0, (tmp_path / f"{name}.err").read_text()
+    assert without_seconds(out) == without_seconds(undisturbed[0])
+    trained = [(tmp_path / f"{name}.err").read_text().count("; next ") for name in workers]
+    assert min(trained) >= 1
+    starts = {run.name: (run / "log.txt").read_text().count("steps on cpu") for run in (out / RUNS).iterdir()}
+    assert sum(starts.values()) == 9, "only the run that was cut short began twice"
+    assert set(starts.values()) == {1, 2}
+    for name in workers:
+        assert json.loads((tmp_path / f"{name}.out").read_text())["num_finished"] == 8
+
+
+def test_a_run_that_somebody_else_trains_is_passed_over_and_looked_at_again(undisturbed, tmp_path, capsys):
+    out = Path(shutil.copytree(undisturbed[0], tmp_path / "study"))
+    run = out / RUNS / "convit-10pc-seed0"
+    shutil.rmtree(run)
+    hold = "import sys, time; from pathlib import Path; from comvex.run_folder import locked\n"
+    hold += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(float(sys.argv[2]))"
+    with subprocess.Popen([sys.executable, "-c", hold, str(run), "2"], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        report = carry_out(STUDY, out, options=OPTIONS, poll=0.1)
+    said = capsys.readouterr().err
+    assert said.count("1 being trained by other workers; waiting for them") == 1
+    assert report["num_finished"] == 8
+    assert without_seconds(out) == without_seconds(undisturbed[0])
+
+
+def test_more_seeds_add_runs_and_another_recipe_is_refused_with_the_difference(undisturbed, tmp_path):
+    out = Path(shutil.copytree(undisturbed[0], tmp_path / "study"))
+    report = carry_out(Study(STUDY.kind, RECIPE, (1.0,), (2,)), out, options=OPTIONS)
+    assert (report["num_runs"], report["num_finished"]) == (12, 10)
+    assert "10 of 12 runs are finished" in (out / "report.md").read_text()
+    other = Recipe(data="digits", model=SMALL, steps=9, batch_size=32, patience=1)
+    with pytest.raises(ValueError, match=r"has another study \(steps: 4 -> 9\): choose another --out"):
+        carry_out(Study(STUDY.kind, other, (1.0,), (0,)), out)
+    with pytest.raises(ValueError, match="study: sample-efficiency -> ablation"):
+        carry_out(Study("ablation", RECIPE, (1.0,), (0,)), out)
+    with pytest.raises(ValueError, match="holds something else than a study"):
+        carry_out(STUDY, out / RUNS)
+    with pytest.raises(ValueError, match="a study does not start runs again"):
+        carry_out(STUDY, out, options=Options(overwrite=True))
+
+
+def test_data_without_test_pictures_or_with_several_labels_are_refused(tmp_path):
+    table = shape_pictures(tmp_path / "shapes", num=40)
+    with pytest.raises(ValueError, match="several labels each: a study compares top-1"):
+        carry_out(Study("ablation", Recipe(data=str(multi_label_recipe(table).data)), (1.0,), (0,)), tmp_path / "one")
+    for part in ("train", "val"):
+        for label in ("dark", "bright"):
+            folder = tmp_path / "pictures" / part / label
+            folder.mkdir(parents=True)
+            for number in range(4):
+                Image.new("L", (8, 8), number + 200 * (label == "bright")).save(folder / f"{number}.png")
+    study = Study("ablation", Recipe(data=str(tmp_path / "pictures")), (1.0,), (0,))
+    with pytest.raises(ValueError, match="has no test pictures: a study needs some"):
+        carry_out(study, tmp_path / "two")
+    assert not (tmp_path / "two").exists()
+
+
+def test_the_line_between_runs_tells_the_time_left(undisturbed, tmp_path):
+    runs = STUDY.runs(1295)
+    assert progress_line(runs, tmp_path, following=runs[0]) == (
+        "study: 0 of 8 runs finished; next convit, 10 % of the pictures, seed 0"
+    )
+    assert progress_line(runs, undisturbed[0]).startswith("study: 8 of 8 runs finished, about 0 s left")
+    assert [duration(seconds) for seconds in (40, 754, 11_100)] == ["40 s", "13 min", "3 h 05 min"]
+
+
+def test_the_ablation_leaves_alone_what_it_says_it_freezes(tmp_path):
+    recipe = Recipe(data="digits", model=SMALL, steps=2, batch_size=32, weight_decay=0.5, learning_rate=1e-2)
+    study = Study("ablation", recipe, (1.0,), (0,))
+    report = carry_out(study, tmp_path / "study", options=OPTIONS)
+    assert report["num_finished"] == 7
+    text = (tmp_path / "study" / "report.md").read_text()
+    assert "| GPSA frozen at random |" in text
+    data = open_data("digits")
+    unchanged = {}
+    for run in study.runs(1295):
+        start = build_model(run.recipe, data).state_dict()
+        end = load_file(tmp_path / "study" / RUNS / run.name / run_folder.LAST_WEIGHTS)
+        assert end.keys() == start.keys()
+        unchanged[run.architecture] = {name for name in end if (end[name] == start[name]).all()} - {
+            "blocks.0.attn.pos_proj.bias"  # a buffer
+        }
+    gpsa = {f"blocks.0.attn.{name}" for name in ("qk.weight", "v.weight", "proj.weight", "proj.bias")}
+    gpsa |= {"blocks.0.attn.gating_param", "blocks.0.attn.pos_proj.weight"}
+    gates = {"blocks.0.attn.gating_param"}
+    assert unchanged == {
+        "convit": set(),
+        "gates frozen at 0": gates,
+        "no convolutional init": set(),
+        "neither": gates,
+        "GPSA frozen at convolution": gpsa,
+        "GPSA frozen at random": gpsa,
+        "plain": set(),
+    }

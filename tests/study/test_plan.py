@@ -1,0 +1,84 @@
+"""What a study trains, and what makes its runs comparable."""
+
+import dataclasses
+
+import pytest
+
+from comvex.study.plan import FRACTIONS, VARIANTS, Study
+from comvex.training.recipe import Architecture, Recipe
+
+FASHION = 54_000
+RECIPE = Recipe(data="fashion-mnist", batch_size=100, epochs=20)
+
+
+def study(kind="sample-efficiency", *, recipe=RECIPE, fractions=None, seeds=(0, 1, 2)):
+    return Study(kind, recipe, fractions or FRACTIONS[kind], seeds)
+
+
+def test_the_default_studies_are_the_issue_s_and_few_pictures_come_first():
+    runs = study().runs(FASHION)
+    assert len({run.name for run in runs}) == len(runs) == 2 * 5 * 3
+    assert [run.fraction for run in runs if run.seed == 0] == [f for f in (0.01, 0.05, 0.1, 0.3, 1.0) for _ in range(2)]
+    assert len(study("ablation").runs(FASHION)) == 7 * 2 * 3
+
+
+@pytest.mark.parametrize("kind", ["sample-efficiency", "ablation"])
+def test_runs_of_one_fraction_and_seed_differ_in_nothing_but_the_switches(kind):
+    for seed in (0, 1, 2):
+        for fraction in FRACTIONS[kind]:
+            alike = [run for run in study(kind).runs(FASHION) if (run.fraction, run.seed) == (fraction, seed)]
+            assert [run.architecture for run in alike] == list(VARIANTS[kind])
+            assert len({run.recipe for run in alike}) == len(alike)
+            assert len({dataclasses.replace(run.recipe, model=Architecture()) for run in alike}) == 1
+            assert {(r.recipe.fraction, r.recipe.seed, r.recipe.split_seed) for r in alike} == {(fraction, seed, seed)}
+
+
+def test_the_rows_of_the_ablation_are_those_of_table_3():
+    models = {run.architecture: run.recipe.model for run in study("ablation", seeds=(0,)).runs(FASHION)}
+    switches = {
+        name: (m.train_gates, m.convolutional_init, not m.freeze_positional, m.use_gpsa) for name, m in models.items()
+    }
+    assert switches == {
+        "convit": (True, True, True, True),
+        "gates frozen at 0": (False, True, True, True),
+        "no convolutional init": (True, False, True, True),
+        "neither": (False, False, True, True),
+        "GPSA frozen at convolution": (True, True, False, True),
+        "GPSA frozen at random": (True, False, False, True),
+        "plain": (True, True, True, False),
+    }
+
+
+def test_epochs_are_multiplied_by_one_over_the_fraction_and_up_to_ten_percent_runs_wait_for_their_plateau():
+    lengths = {run.fraction: (run.recipe.epochs, run.recipe.patience) for run in study(seeds=(0,)).runs(FASHION)}
+    assert lengths == {0.01: (4000, 1000), 0.05: (800, 200), 0.1: (400, 100), 0.3: (67, None), 1.0: (20, None)}
+    own = study(recipe=dataclasses.replace(RECIPE, patience=3), seeds=(0,)).runs(FASHION)
+    assert {run.fraction: run.recipe.patience for run in own} == {0.01: 300, 0.05: 60, 0.1: 30, 0.3: 10, 1.0: 3}
+    assert [run.to_plateau for run in study(fractions=(0.1, 0.11), seeds=(0,)).runs(FASHION)] == [True] * 2 + [
+        False
+    ] * 2
+
+
+def test_steps_are_the_same_at_every_fraction_but_longer_where_the_plateau_is_waited_for():
+    recipe = dataclasses.replace(RECIPE, epochs=None, steps=5400)  # ten epochs of all pictures
+    lengths = {r.fraction: (r.recipe.steps, r.recipe.patience) for r in study(recipe=recipe, seeds=(0,)).runs(FASHION)}
+    assert lengths == {0.01: (10800, 500), 0.05: (10800, 100), 0.1: (10800, 50), 0.3: (5400, None), 1.0: (5400, None)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fractions": (0.1, 1.5)}, r"fractions has 1\.5: each must lie in \(0, 1\]"),
+        ({"fractions": (0.1, 0.1)}, r"fractions has 0\.1 twice"),
+        ({"seeds": (3, 3)}, "seeds has 3 twice"),
+        ({"seeds": ()}, "without seeds has no runs"),
+        ({"recipe": Recipe(fraction=0.5)}, "in a study --fractions says it"),
+        ({"recipe": Recipe(seed=1)}, "in a study --seeds says it"),
+        ({"recipe": Recipe(split_seed=1)}, "in a study --seeds says it"),
+        ({"recipe": Recipe(model=Architecture(use_gpsa=False))}, r"model\.use_gpsa is False: a study sets it"),
+        ({"recipe": Recipe(weights="convit_tiny.fb_in1k")}, "start from scratch"),
+    ],
+)
+def test_what_the_study_says_itself_cannot_be_said_otherwise(changes, message):
+    with pytest.raises(ValueError, match=message):
+        study(**changes)

@@ -1,0 +1,91 @@
+"""Means, deviations and comparisons of made results, against figures worked out by hand."""
+
+import math
+import shlex
+
+import pytest
+import tyro
+
+from comvex.commands.study import RunStudy
+from comvex.study.picture_factor import Factor
+from comvex.study.plan import Study
+from comvex.study.report import accuracy_table, command, comparison_table, write_report
+from comvex.study.results import Result, compare, summarise
+from comvex.training.recipe import Architecture, Recipe
+
+
+def result(architecture: str, fraction: float, seed: int, top1: float) -> Result:
+    return Result(
+        architecture=architecture,
+        fraction=fraction,
+        seed=seed,
+        num_pictures=round(1000 * fraction),
+        steps=10,
+        top1=top1,
+        seconds=2.0,
+        to_plateau=fraction <= 0.1,
+        ended_early=False,
+        curve=((5, top1 - 1), (10, top1)),
+    )
+
+
+RESULTS = [
+    *(result("convit", 0.1, seed, top1) for seed, top1 in ((0, 59.0), (1, 61.0))),
+    *(result("plain", 0.1, seed, top1) for seed, top1 in ((0, 50.0), (1, 50.0))),
+    *(result("convit", 1.0, seed, top1) for seed, top1 in ((0, 81.0), (1, 79.0))),
+    *(result("plain", 1.0, seed, top1) for seed, top1 in ((0, 70.0), (1, 72.0))),
+]
+
+
+def test_mean_and_deviation_are_those_of_the_seeds():
+    first, second, *_ = summarise(RESULTS)
+    assert (first.architecture, first.fraction, first.num_seeds, first.num_pictures) == ("convit", 0.1, 2, 100)
+    assert (first.top1, first.deviation) == (60.0, pytest.approx(math.sqrt(2)))
+    assert (second.architecture, second.top1, second.deviation) == ("plain", 50.0, 0.0)
+    assert summarise(RESULTS[:1])[0].deviation is None
+
+
+def test_the_comparison_is_relative_and_the_factor_is_interpolated_in_log_pictures():
+    few, many = compare(RESULTS)
+    assert few.improvement == pytest.approx(20.0)  # 60 beside 50
+    assert few.improvements == (pytest.approx(18.0), pytest.approx(22.0))
+    assert few.factor.value == pytest.approx(10 ** (10 / 21))  # from 50 at 100 to 71 at 1,000 pictures
+    assert [factor.value for factor in few.factors] == [
+        pytest.approx(10 ** (9 / 20)), pytest.approx(10 ** (11 / 22)),
+    ]  # fmt: skip
+    assert many.factor == Factor(1.0, ">")
+
+
+def test_only_seeds_that_both_have_finished_are_compared():
+    [few] = compare([*RESULTS[:3], result("convit", 1.0, 0, 90.0)])
+    assert (few.fraction, few.improvements) == (0.1, (pytest.approx(18.0),))
+    assert compare(RESULTS[:2]) == []
+
+
+def test_the_tables_say_what_was_found():
+    lines = comparison_table(summarise(RESULTS), compare(RESULTS))
+    assert lines[2] == "| 100 (10 %) | 60.00 ± 1.41 (2) | 50.00 ± 0.00 (2) | +20.0 | 2.99 | 2.82, 3.16 |"
+    assert lines[3] == "| 1,000 (100 %) | 80.00 ± 1.41 (2) | 71.00 ± 1.41 (2) | +12.7 | > 1.00 | > 1.00, > 1.00 |"
+    assert comparison_table(summarise(RESULTS[:1]), [])[2] == "| 100 (10 %) | 59.00 (1) | - |  |  |  |"
+    assert accuracy_table(summarise(RESULTS))[2:] == [
+        "| ConViT | 60.00 ± 1.41 (2) |  | 80.00 ± 1.41 (2) |  |",
+        "| plain ViT | 50.00 ± 0.00 (2) | -10.00 | 71.00 ± 1.41 (2) | -9.00 |",
+    ]
+
+
+def test_the_command_in_the_report_gives_the_study_again():
+    recipe = Recipe(
+        data="my pictures", steps=5, learning_rate=1e-3, clip_norm=None, model=Architecture(image_size=(16, 8), dim=32)
+    )
+    study = Study("ablation", recipe, (0.1, 1.0), (0, 7))
+    program, name, *arguments = shlex.split(command(study))
+    assert (program, name) == ("comvex", "study")
+    again = tyro.cli(RunStudy, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    assert Study(again.kind, again.recipe, again.fractions, again.seeds) == study
+
+
+def test_nothing_is_written_before_a_run_is_finished(tmp_path):
+    study = Study("sample-efficiency", Recipe(), (0.1,), (0,))
+    report = write_report(study, study.runs(1000), tmp_path)
+    assert (report["num_runs"], report["num_finished"], report["results"]) == (2, 0, [])
+    assert list(tmp_path.iterdir()) == []
