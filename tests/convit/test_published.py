@@ -1,6 +1,7 @@
 """Where weights are found: folders, names, the Hub's cache, the authors' files; and what is said where they are not."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -245,6 +246,25 @@ def test_saving_again_writes_the_card_anew_but_leaves_a_card_of_ones_own(tmp_pat
     card.write_text("# Mine\n")
     random_model().save_pretrained(tmp_path)
     assert card.read_text() == "# Mine\n"
+
+
+def test_saving_beside_other_weights_keeps_what_is_known_of_them(small_run, tmp_path):
+    folder = shutil.copytree(small_run, tmp_path / "run") / "weights"
+    predictor = comvex.load(folder.parent)
+    predictor.model.save_pretrained(folder)
+    again = comvex.load(folder.parent)
+    assert again.labels == predictor.labels
+    assert again.model.info == predictor.model.info
+    assert load_model(folder / "model.safetensors").info == predictor.model.info
+
+
+def test_another_programs_config_is_refused_and_left(tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match=r"config\.json is not one that this version of comvex writes"):
+        random_model().save_pretrained(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+    assert config.read_text() == '{"model_type": "bert"}'
 
 
 def test_a_model_from_the_hubs_cache_is_found_by_its_id(tmp_path, offline):

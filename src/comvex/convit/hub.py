@@ -19,14 +19,35 @@ class HubModel(ModelHubMixin, library_name="comvex", pipeline_tag="image-classif
     A folder holds model.safetensors, config.json (architecture, preprocessing, labels, checksum) and a model card.
     """
 
-    def _save_pretrained(self, save_directory: Path) -> None:
+    # huggingface_hub's own removes config.json first, and with it what was known of other weights in the folder.
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        config: Any = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write model.safetensors, config.json and a model card into a folder; arguments as in ``huggingface_hub``.
+
+        Entries of other weights files in the folder's config.json stay, and so does a card of one's own. ``config`` is
+        taken for ``huggingface_hub``'s sake alone: the model has its own. With ``push_to_hub`` returns the address of
+        the commit. Raises ``ValueError`` if the folder's config.json is damaged or not comvex's; nothing is written
+        then.
+        """
         from comvex.convit.model_card import MARK
         from comvex.convit.weights import save_weights  # which needs the model
 
-        save_weights(self, save_directory / WEIGHTS_NAME)  # pyright: ignore
-        card = save_directory / "README.md"
-        if card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace"):
-            card.unlink()  # it tells of other weights, and is written anew
+        folder = Path(save_directory)
+        save_weights(self, folder / WEIGHTS_NAME)  # pyright: ignore
+        card = folder / "README.md"
+        if not card.exists() or MARK in card.read_text(encoding="utf-8", errors="replace"):
+            self.generate_model_card(**(model_card_kwargs or {})).save(card)
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
 
     def push_to_hub(self, repo_id: str, **arguments: Any) -> str:
         """Upload weights, configuration and card to a repository of the Hub; returns the address of the commit.
