@@ -12,16 +12,19 @@ from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 
 import comvex
-from comvex.convit import ConViTConfig, ConViTWithLinearClassifier, analysis, save_weights
+from comvex.convit import ConViTConfig, ConViTWithLinearClassifier, save_weights
 from comvex.data.loading import evaluation_loader
 from comvex.data.sources import open_data
 from comvex.inference.evaluate import Evaluation, evaluate
 from comvex.inference.run_evaluation import Changes, evaluate_run
 
 
-def by_hand(run: Path, **preprocessing) -> Evaluation:
+def by_hand(run: Path, *, masked: bool = False, **preprocessing) -> Evaluation:
     """The digits' test pictures through the run's model, with some of its preprocessing replaced."""
     predictor = comvex.load(run)
+    if masked:
+        with torch.no_grad():
+            predictor.model.pos_embed.zero_()
     transform = replace(predictor.preprocessing, **preprocessing).transform()
     loader = evaluation_loader(open_data("digits").test, transform, channels=1, batch_size=256, workers=0)
     return evaluate(predictor.model, loader, task=predictor.task, num_classes=10, device=torch.device("cpu"))
@@ -52,13 +55,9 @@ def test_size_crop_and_interpolation_replace_those_of_the_weights(small_run_copy
     assert {file.name for file in (small_run_copy / "evaluation" / folder).iterdir()} == files
 
 
-def test_masking_the_position_embedding_is_what_the_analysis_says(small_run, tmp_path):
+def test_masking_the_position_embedding_is_setting_it_to_zero(small_run, tmp_path):
     found = evaluate_run(small_run, changes=Changes(mask_position_embedding=True), out=tmp_path)
-    predictor = comvex.load(small_run)
-    test = open_data("digits").test
-    loader = evaluation_loader(test, predictor.transform, channels=1, batch_size=100, workers=0)
-    effect = analysis.position_embedding_effect(predictor.model, loader)
-    assert (found["top1"], by_hand(small_run).scores.top1) == (effect.top1_masked, effect.top1)
+    assert found["loss"] == by_hand(small_run, masked=True).loss != by_hand(small_run).loss
 
 
 def test_all_pictures_are_those_of_every_part(small_run, tmp_path):
@@ -69,6 +68,8 @@ def test_all_pictures_are_those_of_every_part(small_run, tmp_path):
     expected = sum(part["top1"] * part["num_pictures"] for part in parts) / 1797
     assert whole["top1"] == pytest.approx(expected)
     assert given["top1"] == pytest.approx(expected)
+    few = digits_folder(tmp_path / "few", {7: "7", 2: "2"}, most=2)  # too few to set some aside
+    assert evaluate_run(small_run, data=str(few), part="all", out=tmp_path / "few-out")["num_pictures"] == 4
 
 
 def test_the_table_has_every_class_and_files_that_are_there_are_kept_unless_told_otherwise(small_run, tmp_path):
@@ -85,14 +86,39 @@ def test_the_table_has_every_class_and_files_that_are_there_are_kept_unless_told
     assert (tmp_path / "per_class.csv").read_text() != "mine"
 
 
-def digits_folder(root: Path, names: dict[int, str]) -> Path:
-    """Test pictures of some digits in folders of other names."""
+def digits_folder(root: Path, names: dict[int, str], *, most: int = 1000, bits: int = 8) -> Path:
+    """Up to so many test pictures of some digits, in folders of other names."""
     test = open_data("digits").test
-    for index, label in enumerate(test.labels.tolist()):
-        if label in names:
-            (root / names[label]).mkdir(parents=True, exist_ok=True)
-            test.read(index, channels=1).save(root / names[label] / f"{index}.png")
+    for label, name in names.items():
+        (root / name).mkdir(parents=True)
+        for index in np.flatnonzero(test.labels == label)[:most].tolist():
+            picture = test.read(index, channels=1)
+            if bits == 16:
+                picture = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)
+            picture.save(root / name / f"{index}.png")
     return root
+
+
+def test_classes_that_the_model_has_in_another_order_are_told_apart(small_run, tmp_path):
+    predictor = comvex.load(small_run)
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    with torch.no_grad():
+        for parameter in predictor.model.head.parameters():
+            parameter.copy_(parameter[order].clone())
+    labels = tuple(str(label) for label in order)
+    save_weights(predictor.model, tmp_path / "model.safetensors", info=replace(predictor.model.info, labels=labels))
+    whole = by_hand(small_run)
+    found = evaluate_run(tmp_path / "model.safetensors", data="digits", out=tmp_path / "whole")
+    assert found["loss"] == pytest.approx(whole.loss, rel=1e-6)
+    data = digits_folder(tmp_path / "some", {2: "2", 3: "3", 5: "5"})
+    found = evaluate_run(tmp_path / "model.safetensors", data=str(data), part="all", out=tmp_path / "out")
+    assert found["by_class"] == [whole.scores.by_class("0123456789")[label] for label in (2, 3, 5)]
+
+
+def test_a_model_of_eight_bits_is_evaluated_on_pictures_of_sixteen(small_run, tmp_path):
+    data = digits_folder(tmp_path / "some", {7: "7", 2: "2"}, bits=16)
+    found = evaluate_run(small_run, data=str(data), part="all", out=tmp_path / "out")
+    assert found["num_pictures"] == sum((open_data("digits").test.labels == label).sum() for label in (7, 2))
 
 
 def test_data_with_some_of_the_classes_are_answered_among_all_of_the_models(small_run, tmp_path):
