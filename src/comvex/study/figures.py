@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,18 @@ def draw_sample_efficiency(
         draw_factor(factor, comparisons)
         for axes in (accuracy, improvement, factor):
             axes.set_xscale("log")
-            axes.set_xlabel("training pictures")
             axes.grid(alpha=0.25)
-            axes.set_xticks(*picture_ticks(summaries))
-            axes.minorticks_off()
+            label_pictures(axes, summaries)
         figure.suptitle(f"{title}: lines are means over the seeds, dots single seeds", x=0.01, ha="left")
 
 
-def picture_ticks(summaries: Sequence[Summary]) -> tuple[list[float], list[str]]:
-    """The fractions as places on the axis, each with its number of pictures and its percentage."""
-    places = {summary.fraction: summary.num_pictures for summary in summaries if summary.architecture == CONVIT}
-    texts = [f"{num:,.0f}\n{100 * fraction:g} %" for fraction, num in places.items()]
-    return list(places.values()), texts
+def label_pictures(axes: Any, summaries: Sequence[Summary]) -> None:
+    """Mark the fractions on the axis of pictures, and say how many pictures the largest one has."""
+    places = {summary.fraction: summary.num_pictures for summary in summaries}
+    axes.set_xticks(list(places.values()), [f"{100 * fraction:g} %" for fraction in places])
+    axes.minorticks_off()
+    most = max(places)
+    axes.set_xlabel(f"training pictures ({100 * most:g} % = {places[most]:,.0f})")
 
 
 def draw_accuracy(axes: Any, results: Sequence[Result], summaries: Sequence[Summary]) -> None:
@@ -88,10 +89,8 @@ def draw_factor(axes: Any, comparisons: Sequence[Comparison]) -> None:
     for comparison in comparisons:
         draw_factors(axes, comparison.num_pictures, comparison.factors, alpha=0.35, size=4)
         draw_factors(axes, comparison.num_pictures, [comparison.factor], alpha=1.0, size=6)
-    axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_formatter("{x:g}")
     title = "Picture factor" + (" (▲ at least, ▼ at most)" if len(known) < len(comparisons) else "")
-    axes.set(title=title, ylabel="pictures, plain ViT / ConViT")
+    axes.set(title=title, ylabel="pictures, plain ViT / ConViT", ylim=(0, None))
 
 
 def draw_factors(axes: Any, place: float, factors: Sequence[Factor], *, alpha: float, size: float) -> None:
@@ -136,8 +135,10 @@ def draw_learning_curves(results: Sequence[Result], file: Path, *, title: str) -
     fractions = sorted({result.fraction for result in results})
     names = list(dict.fromkeys(result.architecture for result in results))
     colours = colours_of(names)
-    with new_figure(file, size=(max(6.0, 2.0 + 3.0 * len(fractions)), 3.8)) as figure:
-        panels = figure.subplots(1, len(fractions), squeeze=False)[0]
+    columns = min(3, len(fractions))
+    rows = math.ceil(len(fractions) / columns)
+    with new_figure(file, size=(2.0 + 3.0 * columns, 0.8 + 3.0 * rows)) as figure:
+        panels = [figure.add_subplot(rows, columns, place + 1) for place in range(len(fractions))]
         for axes, fraction in zip(panels, fractions, strict=True):
             for result in results:
                 if result.fraction == fraction:
@@ -145,8 +146,8 @@ def draw_learning_curves(results: Sequence[Result], file: Path, *, title: str) -
                     axes.plot(steps, top1, color=colours[result.architecture], linewidth=1, alpha=0.7)
                     axes.plot(steps[-1], top1[-1], "o", color=colours[result.architecture], markersize=4)
             axes.set(title=f"{100 * fraction:g} % of the pictures", xlabel="training steps", xlim=(0, None))
+            axes.set_ylabel("validation top-1, %")
             axes.grid(alpha=0.25)
-        panels[0].set_ylabel("top-1 on the validation pictures, %")
         handles = [figure.axes[0].plot([], [], color=colour)[0] for colour in colours.values()]
         figure.legend(handles, [label(name) for name in names], loc="outside right upper")
         figure.suptitle(f"{title}: every run, to the step where it ended", x=0.01, ha="left")
