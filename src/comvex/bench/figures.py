@@ -36,7 +36,7 @@ class Measured:
     scene: Scene
     form: Form
     flop: int
-    """Per picture."""
+    """Of a step, with all its pictures."""
     gemm_peak: float
     """FLOP/s of the machine just before the rounds."""
     peak_memory: float | None
@@ -53,14 +53,14 @@ class Measured:
             "batch_size": self.scene.batch_size,
             "mode": self.scene.mode,
             **asdict(self.form),
-            "gflop_per_picture": self.flop / 1e9,
+            "gflop_per_picture": self.flop / self.scene.batch_size / 1e9,
             "gemm_peak_gflops": self.gemm_peak / 1e9,
             "out_of_memory": self.peak_memory is None,
         }
         if self.peak_memory is None:
             return common
         per_picture = [seconds / self.scene.batch_size for seconds in self.seconds]
-        rate = self.flop / statistics.median(per_picture)
+        rate = self.flop / statistics.median(self.seconds)
         return common | {
             "ms_per_picture": asdict(Spread.of(1000 * seconds for seconds in per_picture)),
             "pictures_per_second": 1 / statistics.median(per_picture),

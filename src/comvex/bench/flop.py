@@ -12,8 +12,8 @@ from comvex.bench.names import Contestant, Mode
 from comvex.convit import ConViTConfig
 
 
-def count_flop(contestant: Contestant, config: ConViTConfig, *, mode: Mode) -> int:
-    """Floating-point operations for one picture, a product of n x m by m x k counting 2 n m k.
+def count_flop(contestant: Contestant, config: ConViTConfig, *, batch_size: int, mode: Mode) -> int:
+    """Floating-point operations of one step on a batch, a product of n x m by m x k counting 2 n m k.
 
     Nothing is computed: the shapes go through on PyTorch's meta device. Attention is counted written out, since the
     fused kernel for CPUs hides its products from the counter; in training that is what the gradient needs, without what
@@ -22,7 +22,7 @@ def count_flop(contestant: Contestant, config: ConViTConfig, *, mode: Mode) -> i
     training = mode == "training"
     with torch.device("meta"):
         model = build(contestant, config).train(training)
-        pictures, labels = make_batch(config, 1)
+        pictures, labels = make_batch(config, batch_size)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             logits = model(pictures)
             if training:

@@ -136,7 +136,7 @@ def make_job(scene: Scene, form: Form, *, threads: int, device: torch.device, fo
 
 def prepare(scene: Scene, job: Job, *, gemm_peak: float) -> tuple[Measured, Step | None]:
     """Memory in a process of its own, then the step itself, compared with eager; no step if memory does not suffice."""
-    flop = count_flop(job.form.contestant, scene.config, mode=scene.mode)
+    flop = count_flop(job.form.contestant, scene.config, batch_size=scene.batch_size, mode=scene.mode)
     memory = peak_memory(job)
     if memory is None:
         return Measured(scene, job.form, flop, gemm_peak, None, None), None
