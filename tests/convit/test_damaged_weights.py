@@ -29,6 +29,13 @@ from comvex.convit.weights.config_file import checksum
 
 STATE = random_state()
 FOREIGN = ("official.pth", "timm.safetensors")
+EMPTY = {
+    "head.weight": (2**60, 0),
+    "mlp.fc1.weight": (2**58, 0),
+    "pos_embed": (1, 2**62, 0),
+    "patch_embed.proj.weight": (0, 2**50, 16, 16),
+}
+"""Sides so long that nothing may be counted or made of them, of tensors that have no numbers."""
 Damage = Callable[[Path], Path]
 """Makes a damaged file in an empty folder and returns it."""
 
@@ -300,6 +307,14 @@ def damages() -> Iterator[tuple[str, Damage]]:
 
     huge = torch.zeros(1).expand(2_000_000_000, 16)
     yield "a huge tensor of one number", saved({**STATE, "head.weight": huge})
+    for key, shape in EMPTY.items():
+        lying = {name: torch.empty(shape) for name in STATE if key in name}
+        yield f"{key} of {shape}", saved({**STATE, **lying})
+        if len(shape) > 2:
+            yield (
+                f"{key} of {shape} in safetensors",
+                changed("timm.safetensors", lambda state, new=lying: state.update(new)),
+            )
     yield "a number for a name", saved({**STATE, 1: torch.zeros(2)})
     yield "a name of two lines", saved({**STATE, "a\nb": torch.zeros(2)})
     yield "a tensor without numbers", saved({**STATE, "head.weight": torch.empty(5, 16, device="meta")})

@@ -145,6 +145,8 @@ def check_tensors(tensors: dict[str, Any], file: Path) -> None:
                 f"The file {file} has {name} as {str(tensor.dtype).removeprefix('torch.')}: weights must be dense "
                 "tensors of float16, bfloat16, float32 or float64."
             )
+        if tensor.numel() == 0:  # whatever its other sides say: they may be too long to be compared with
+            raise UserError(f"The file {file} has {name} of shape {tuple(tensor.shape)}, which has no numbers.")
         if tensor.nbytes > tensor.untyped_storage().nbytes():
             raise UserError(f"The file {file} has {name} of shape {tuple(tensor.shape)}, more than it has numbers for.")
         if not tensor.isfinite().all():
