@@ -114,6 +114,36 @@ def test_a_backbone_takes_the_weights_of_a_classifier(tmp_path):
     assert torch.equal(backbone.eval()(PICTURES), random_model().forward_features(PICTURES))
 
 
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ((11,), r"a ConViT_Ti but for its 10 GPSA and 1 self-attention layers instead of 10 and 2: blocks\.11 may be"),
+        ((10, 11), "no self-attention layer after the GPSA layers"),
+    ],
+)
+def test_a_published_size_that_lost_its_last_layers_is_no_smaller_model(lost, message, tmp_path):
+    whole = ConViTConfig.ConViT_Ti(image_size=32, num_classes=5)
+    state = {
+        name: tensor
+        for name, tensor in random_state(whole).items()
+        if not any(name.startswith(f"blocks.{layer}.") for layer in lost)
+    }
+    file = write("timm.pth", state, tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_model(file)
+    with pytest.raises(ValueError, match=rf"{11 * len(lost)} missing: blocks\.{lost[0]}\."):
+        load_weights(ConViTWithLinearClassifier(whole), file)
+
+
+def test_a_published_width_of_another_depth_loads_by_its_config(tmp_path):
+    config = ConViTConfig.ConViT_Ti(image_size=32, num_classes=5, num_local_layers=2)
+    file = write("timm.pth", random_state(config), tmp_path)
+    assert load_model(file, config=config).config == config
+    model = ConViTWithLinearClassifier(config)
+    load_weights(model, file)
+    assert equal(model.state_dict(), random_state(config))
+
+
 # Round trips
 
 

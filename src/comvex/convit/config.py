@@ -21,6 +21,8 @@ PRESETS: dict[str, tuple[int, int]] = {
     "ConViT_B": (768, 16),
     "ConViT_B_plus": (1024, 16),
 }
+PRESET_DEPTH = (10, 2)
+"""Local and non-local layers of every size."""
 
 GLOBAL_POOLS = ("token", "avg", "")
 HEAD_FIELDS = ("num_classes", "pred_act_fnc_name", "global_pool")
@@ -295,3 +297,11 @@ class ConViTConfig:
     def ConViT_B_plus(cls, **overrides: Any) -> ConViTConfig:
         """dim 1024, 16 heads: 153 M parameters."""
         return cls.from_preset("ConViT_B_plus", **overrides)
+
+
+def width_of_preset(config: ConViTConfig) -> str | None:
+    """The paper's size that has the width, heads and feed-forward layers of a config; None if there is none."""
+    for name, width in PRESETS.items():
+        if width == (config.dim, config.num_heads) and config.ff_dim == 4 * config.dim:
+            return name
+    return None

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from comvex.convit.config import ConViTConfig
+from comvex.convit.config import PRESET_DEPTH, ConViTConfig, width_of_preset
 from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.errors import UserError
 
@@ -81,7 +81,7 @@ def infer_config(tensors: Mapping[str, Tensor], what: str) -> ConViTConfig:
     ff = lengths(tensors, r"blocks\.\d+\.mlp\.fc1\.(?:weight|bias)")
     head = lengths(tensors, r"head\.(?:weight|bias)")
     try:
-        return ConViTConfig.from_preset(
+        config = ConViTConfig.from_preset(
             "ConViT_Ti",
             image_size=projection.shape[3] * native_side(tensors["pos_embed"], what),
             image_channel=projection.shape[1],
@@ -97,6 +97,22 @@ def infer_config(tensors: Mapping[str, Tensor], what: str) -> ConViTConfig:
         raise
     except UserError as error:
         raise UserError(f"{what} is no ConViT: by its shapes {error}") from error
+    check_depth(config, what)
+    return config
+
+
+def check_depth(config: ConViTConfig, what: str) -> None:
+    """Raises ``ValueError`` if all but the number of layers is that of a published size: some may have been lost."""
+    depth = config.num_local_layers, config.num_nonlocal_layers
+    size = width_of_preset(config)
+    if size is None or config.patch_size != 16 or depth == PRESET_DEPTH:
+        return
+    gone = [f"blocks.{index}" for index in range(sum(depth), sum(PRESET_DEPTH))]
+    lost = f"{', '.join(gone)} may be missing" if gone else "some may be too many"
+    raise UnknownArchitectureError(
+        f"{what} is a {size} but for its {depth[0]} GPSA and {depth[1]} self-attention layers instead of "
+        f"{PRESET_DEPTH[0]} and {PRESET_DEPTH[1]}: {lost}; if it is whole, give its architecture as {CONFIG_HINT}."
+    )
 
 
 def count_layers(tensors: Mapping[str, Tensor]) -> tuple[int, int]:

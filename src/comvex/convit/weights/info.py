@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from comvex.convit.config import PRESETS, ConViTConfig, as_pair
+from comvex.convit.config import PRESET_DEPTH, ConViTConfig, as_pair, width_of_preset
 from comvex.preprocessing import IMAGENET_CROP_PCT, IMAGENET_MEAN, IMAGENET_STD
 
 Layout = Literal["comvex", "timm", "official"]
@@ -41,10 +41,8 @@ class WeightsInfo:
 def preset_name(config: ConViTConfig) -> str:
     """Which of the paper's sizes a config is, whatever its pictures and classes."""
     depth = config.num_local_layers, config.num_nonlocal_layers
-    for name, size in PRESETS.items():
-        if size == (config.dim, config.num_heads) and depth == (10, 2) and config.ff_dim == 4 * config.dim:
-            return name
-    return "none of the paper's sizes"
+    name = width_of_preset(config) if depth == PRESET_DEPTH else None
+    return name or "none of the paper's sizes"
 
 
 def default_preprocessing(config: ConViTConfig) -> dict[str, Any]:
