@@ -59,7 +59,10 @@ def build_page(explorer: Explorer, examples: Sequence[tuple[Image.Image, str]], 
                 gates = gr.HTML(gates_html(explorer.gates, layer=0), elem_id="cx-gates")
 
         opened = [view, message, canvas, classes, layers, heads]
-        quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        # Everything is answered, one after the other, so that what is shown last is what was asked last; Gradio's
+        # trigger mode "always_last" would show the first of many clicks
+        in_turn: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple",
+                                 "concurrency_id": "look", "concurrency_limit": 1}  # fmt: skip
 
         def show(picture: Any, number: int, chosen: Any, name: str | None = None) -> tuple[Any, ...]:
             try:
@@ -96,16 +99,12 @@ def build_page(explorer: Explorer, examples: Sequence[tuple[Image.Image, str]], 
             return (*([gr.skip()] * 2 if current is None else panels(explorer, current, number, chosen)), table)
 
         choice = [layer, half]
-        drop.upload(open_file, [drop, *choice], [drop, *opened], **quick)
-        gallery.select(open_example, choice, opened, **quick)
-        canvas.select(
-            click, [view, *choice], [view, canvas, layers, heads], trigger_mode="always_last", **quick
-        )  # fmt: skip
+        drop.upload(open_file, [drop, *choice], [drop, *opened], **in_turn)
+        gallery.select(open_example, choice, opened, **in_turn)
+        canvas.select(click, [view, *choice], [view, canvas, layers, heads], **in_turn)
         for control in choice:
-            control.change(
-                turn, [view, *choice], [layers, heads, gates], trigger_mode="always_last", **quick
-            )  # fmt: skip
-        page.load(open_first, choice, opened, **quick)
+            control.change(turn, [view, *choice], [layers, heads, gates], **in_turn)
+        page.load(open_first, choice, opened, **in_turn)
     return page
 
 

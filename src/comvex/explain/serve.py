@@ -55,12 +55,14 @@ def serve(
 
 def listen(host: str, port: int | None) -> socket.socket:
     """A socket that listens; connections wait in it until the server takes them."""
+    if port is not None and not 0 <= port <= 65535:
+        raise UserError(f"port is {port}: it must lie between 0, which takes any free one, and 65535.")
     problem = ""
     for candidate in range(PORT, PORT + PORTS_TRIED) if port is None else (port,):
         try:
             return socket.create_server((host, candidate), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        except (OSError, OverflowError) as error:
-            problem = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
+        except OSError as error:
+            problem = (error.strerror or str(error)).partition(" (while")[0]
     where = f"port {port}" if port is not None else f"any port from {PORT} to {PORT + PORTS_TRIED - 1}"
     raise UserError(f"The page cannot be served on {host}, {where}: {problem}; choose --host and --port.")
 
