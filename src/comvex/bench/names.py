@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 Contestant = Literal["convit", "plain_vit", "timm_convit"]
+Rival = Literal["plain_vit", "timm_convit"]
 Mode = Literal["inference", "training"]
 Precision = Literal["float32", "bfloat16"]
 Runtime = Literal["eager", "compile", "onnxruntime", "openvino"]

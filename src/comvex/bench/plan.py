@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from comvex.bench.names import CONTESTANT_NAMES, EXPORTED, RUNTIME_NAMES, Contestant, Mode, Precision, Runtime
+from comvex.bench.names import CONTESTANT_NAMES, EXPORTED, RUNTIME_NAMES, Contestant, Mode, Precision, Rival, Runtime
 from comvex.convit.config import ConViTConfig, check_integer
 from comvex.errors import UserError
 
@@ -67,7 +67,7 @@ def make_plan(
     modes: Sequence[Mode],
     runtimes: Sequence[Runtime],
     precisions: Sequence[Precision],
-    against: Sequence[Contestant],
+    against: Sequence[Rival],
 ) -> Plan:
     """All combinations of what is given: ``config_of`` names a size of the model, with its configs at picture sizes.
 
@@ -80,7 +80,7 @@ def make_plan(
             raise UserError(f"{name} is empty: at least one value is needed.")
     for runtime in runtimes:
         check_installed(runtime)
-    contestants: list[Contestant] = ["convit", *(name for name in against if name != "convit")]
+    contestants: list[Contestant] = ["convit", *against]
     forms: dict[Mode, list[Form]] = {mode: [] for mode in modes}
     reasons = {}
     for mode, runtime, precision in itertools.product(modes, runtimes, precisions):

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from comvex.bench.names import GROWING_SIZES, Contestant, Mode, Precision, Runtime
+from comvex.bench.names import GROWING_SIZES, Mode, Precision, Rival, Runtime
 from comvex.errors import UserError
 
 
@@ -40,7 +40,7 @@ class Bench:
     """float32, bfloat16 (in training: autocast)."""
     runtime: tuple[Runtime, ...] = ("eager",)
     """eager, compile (torch.compile), onnxruntime, openvino; the last two infer only, on the CPU."""
-    against: tuple[Contestant, ...] = ("plain_vit", "timm_convit")
+    against: tuple[Rival, ...] = ("plain_vit", "timm_convit")
     """What ConViT is compared with: plain_vit, timm_convit."""
     rounds: int = 9
     """Paired rounds, after two steps to warm up; at least 7."""

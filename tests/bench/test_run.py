@@ -1,0 +1,202 @@
+"""The report of a benchmark: its rounds, its figures, its files, and the command. No time is asserted."""
+
+import functools
+import json
+import math
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from comvex.bench.figures import Measured, Spread, growth, ratio, ratios
+from comvex.bench.gemm import gemm_peak
+from comvex.bench.peak_memory import peak_memory
+from comvex.bench.plan import Form, make_plan
+from comvex.bench.report import FILES, check_out, to_markdown, write_report
+from comvex.bench.run import run_bench, time_in_turn
+from comvex.bench.steps import Job
+from comvex.cli import main
+from comvex.convit import ConViTConfig
+from comvex.errors import UserError
+
+CPU = torch.device("cpu")
+OURS, PLAIN, TIMM = (Form(name, "eager", "float32") for name in ("convit", "plain_vit", "timm_convit"))
+
+
+def config(**overrides) -> ConViTConfig:
+    values = {"image_size": 32, "dim": 24, "num_local_layers": 1, "num_nonlocal_layers": 1, "num_classes": 5}
+    return ConViTConfig.ConViT_Ti(**(values | overrides))
+
+
+def made_plan(*configs: ConViTConfig, against=("plain_vit", "timm_convit")):
+    return make_plan(
+        {"tiny": configs},
+        batch_size=2,
+        modes=("inference",),
+        runtimes=("eager",),
+        precisions=("float32",),
+        against=against,
+    )
+
+
+@pytest.fixture(scope="module")
+def report():
+    """A real run of a very small model."""
+    plan = made_plan(config(), against=("plain_vit",))
+    before = torch.get_num_threads()
+    found = run_bench(plan, rounds=7, threads=1, command="comvex bench", gemm_sides=(64,))
+    assert torch.get_num_threads() == before
+    return found
+
+
+def made(form: Form, seconds: list[float], *, image_size: int = 32, memory: float | None = 8e6) -> Measured:
+    [scene] = made_plan(config(image_size=image_size)).scenes
+    return Measured(scene, form, flop=10**6, gemm_peak=1e9, peak_memory=memory, difference=0.0, seconds=seconds)
+
+
+def test_a_report_has_every_form_at_every_size_with_all_its_figures(report):
+    json.loads(json.dumps(report, allow_nan=False))
+    assert [(row["image_size"], row["contestant"]) for row in report["rows"]] == [
+        (32, "convit"),
+        (32, "plain_vit"),
+    ]
+    for row in report["rows"]:
+        time = row["ms_per_picture"]
+        assert 0 < time["low"] <= time["median"] <= time["high"]
+        assert row["pictures_per_second"] == pytest.approx(1000 / time["median"])
+        assert row["gflops"] == pytest.approx(row["gflop_per_picture"] * row["pictures_per_second"])
+        assert row["share_of_gemm_peak"] == pytest.approx(row["gflops"] / row["gemm_peak_gflops"])
+        assert row["peak_memory_mb"] > 0
+        assert row["rounds"] == 7
+    assert [row["image_size"] for row in report["ratios"]] == [32]
+    machine = report["machine"]
+    assert (machine["threads"], machine["device"]) == (1, "cpu")
+    assert torch.__version__.startswith(machine["versions"]["torch"])
+
+
+def test_the_page_says_ratios_first_and_how_it_was_made(report, tmp_path):
+    larger = [made(form, [2.0] * 7, image_size=64) for form in (OURS, PLAIN)]
+    rows = report["rows"] + [found.row() for found in larger]
+    report = report | {"rows": rows, "ratios": report["ratios"] + ratios(larger), "growth": growth(rows)}
+    assert len(report["growth"]) == 2
+    write_report(report, tmp_path)
+    page = (tmp_path / "bench.md").read_text()
+    assert page == to_markdown(report)
+    assert page.index("## Ratios") < page.index("## Absolute figures") < page.index("## Cost as pictures grow")
+    for text in ("1 threads", "torch 2.", "timm 1.", "`comvex bench`", "Median of 7 paired rounds"):
+        assert text in page.split("##")[0]
+    for table in page.split("##")[1:]:
+        lines = [line for line in table.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) == 1
+    assert json.loads((tmp_path / "bench.json").read_text()) == report
+    for name in ("ratios.png", "times.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 1000
+    with pytest.raises(UserError, match="--overwrite replaces it"):
+        check_out(tmp_path, overwrite=False)
+    check_out(tmp_path, overwrite=True)
+
+
+def test_forms_take_turns_and_each_begins_a_round_in_its_turn():
+    calls = []
+    steps = {form: lambda form=form: calls.append(form) for form in (OURS, PLAIN, TIMM)}
+    times = time_in_turn(steps, rounds=7, device=CPU, tell=lambda text: None, shortest_round=0)
+    assert {form: len(found) for form, found in times.items()} == {OURS: 7, PLAIN: 7, TIMM: 7}
+    rounds = calls[6:]  # two to warm up of each
+    assert [rounds[3 * number] for number in range(7)] == [OURS, PLAIN, TIMM, OURS, PLAIN, TIMM, OURS]
+    assert all(set(rounds[3 * number : 3 * number + 3]) == {OURS, PLAIN, TIMM} for number in range(7))
+
+
+def test_a_ratio_is_the_median_of_the_rounds_ratios_and_not_the_ratio_of_medians():
+    slow_rounds = [1.0, 1.0, 1.0, 10.0, 10.0, 10.0, 10.0]
+    ours = made(OURS, [1.5 * seconds for seconds in slow_rounds])
+    plain = made(PLAIN, slow_rounds)
+    assert ratio(ours, plain) == Spread(1.5, 1.5, 1.5)
+    assert Spread.of([1, 2, 3, 4, 5, 6, 7]) == Spread(4, 2, 6)
+
+
+def test_speed_is_told_beside_timms_and_the_plain_vits():
+    found = [made(OURS, [2.0] * 7), made(PLAIN, [1.6] * 7, memory=4e6), made(TIMM, [5.0] * 7)]
+    [row] = ratios(found)
+    assert row["time_over_plain_vit"]["median"] == 1.25
+    assert row["times_faster_than_timm"]["median"] == 2.5
+    assert row["times_faster_than_float32"] is None
+    assert row["memory_over_plain_vit"] == 2
+    in_bfloat16 = made(Form("convit", "eager", "bfloat16"), [1.0] * 7)
+    row = ratios([*found, in_bfloat16])[1]
+    assert row["times_faster_than_float32"]["median"] == 2
+    assert row["times_faster_than_timm_eager_float32"]["median"] == 5
+    assert row["times_faster_than_timm"] is None
+
+
+def test_a_form_that_runs_out_of_memory_is_said_to_and_the_others_are_still_compared(report, tmp_path):
+    found = [made(OURS, [1.0] * 7), made(PLAIN, [1.0] * 7), made(TIMM, [], memory=None)]
+    rows = [measured.row() for measured in found]
+    assert [row["out_of_memory"] for row in rows] == [False, False, True]
+    [row] = ratios(found)
+    assert row["timm_out_of_memory"]
+    assert row["times_faster_than_timm"] is None
+    told = report | {"rows": rows, "ratios": [row], "growth": growth(rows)}
+    page = to_markdown(told)
+    assert "| out of memory |" in page
+    write_report(told, tmp_path)
+
+
+def test_the_exponent_of_growth_is_found_again():
+    for exponent in (1.0, 1.7):
+        rows = [made(OURS, [side ** (2 * exponent)] * 7, image_size=side).row() for side in (32, 64, 160)]
+        [fit] = growth(rows)
+        assert fit["exponent"] == pytest.approx(exponent)
+        assert fit["image_sizes"] == [32, 64, 160]
+    assert growth(rows[:1]) == []
+
+
+def test_the_peak_is_a_rate_of_real_products():
+    assert 0 < gemm_peak(device=CPU, sides=(32, 64), repeats=1) < math.inf
+
+
+def test_memory_is_of_the_form_alone_and_not_of_what_started_it():
+    ballast = torch.ones(150_000_000)  # 600 MB in this process
+    job = Job(OURS, config(dim=512, heads=4, ff_dim=8192), batch_size=1, mode="inference", threads=1, device="cpu")
+    weights = 4 * (2 * (4 * 512**2 + 2 * 512 * 8192) + 768 * 512)
+    assert weights < peak_memory(job) < weights + 100e6
+    assert len(ballast) > 0
+
+
+def test_what_takes_more_than_there_is_ends_itself_and_is_said_to():
+    """Two petabytes of pictures: no machine has them."""
+    job = Job(OURS, config(), batch_size=2 * 10**11, mode="inference", threads=1, device="cpu")
+    assert peak_memory(job) is None
+
+
+def test_the_command_measures_and_prints_one_object(monkeypatch, capsys, tmp_path):
+    small = functools.partial(gemm_peak, repeats=1)  # products of 2048 take seconds
+    monkeypatch.setattr("comvex.bench.run.gemm_peak", lambda device, sides: small(device=device, sides=(64,)))
+    arguments = ["bench", "--size", "32", "--batch-size", "1", "--mode", "inference", "--against"]
+    arguments += ["--rounds", "7", "--threads", "1", "--out", str(tmp_path), "--json"]
+    monkeypatch.setattr(sys, "argv", ["comvex", *arguments])
+    assert main(arguments) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["command"] == f"comvex {' '.join(arguments)}"
+    assert [row["contestant"] for row in printed["rows"]] == ["convit"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(FILES)
+
+
+def test_mistakes_are_answered_by_one_sentence(capsys, tmp_path):
+    (tmp_path / "bench.md").write_text("kept")
+    for arguments, said in (
+        (["--rounds", "3"], "rounds is 3: it must be a whole number of at least 7."),
+        (["--size", "225"], "image_size is 225"),
+        (["--grow", "--size", "224"], "size and grow are both given"),
+        (["--threads", "0"], "threads is 0"),
+        (["--preset", "ConViT_X"], "There is no preset 'ConViT_X'"),
+        (["--out", str(tmp_path)], "is there already: --overwrite replaces it."),
+        (["--device", "mps"], "device is 'mps'"),
+    ):
+        assert main(["bench", *arguments]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        [line] = captured.err.splitlines()
+        assert said in line
+    assert (tmp_path / "bench.md").read_text() == "kept"
