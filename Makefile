@@ -17,4 +17,4 @@ parity:
 	pytest -m parity
 
 bench:
-	python benchmarks/plain_vit.py
+	comvex bench
