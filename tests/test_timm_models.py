@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 import comvex.timm_models
 from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
-from comvex.convit.weights import save_weights
+from comvex.convit.config import as_pair
+from comvex.convit.weights import load_model, save_weights
 from comvex.errors import UserError
 
 PRESETS = {
@@ -431,6 +432,17 @@ def test_an_own_file_of_no_square_comes_back_with_its_preprocessing(tmp_path: Pa
     assert data["mean"] == pytest.approx((0.485, 0.456, 0.406))
 
 
+def test_an_own_file_brings_what_no_shape_tells(tmp_path: Path) -> None:
+    fields = {"global_pool": "avg", "norm_eps": 1e-3, "heads": 2, "use_gpsa": False}
+    source = randomised(tiny(**fields, pred_act_fnc_name="Tanh")).eval()
+    file = write_ours(source, tmp_path)
+    model = from_file(file, use_gpsa=False).eval()
+    pictures = torch.randn(2, 3, 64, 64)
+    assert torch.equal(model(pictures), source(pictures))
+    with pytest.raises(UserError, match=r"heads is 4: it must be 2, as in the weights .*weights\.safetensors"):
+        from_file(file, use_gpsa=False, heads=4)
+
+
 def test_features_only_takes_the_weights_of_a_file(tmp_path: Path) -> None:
     source = randomised(tiny()).eval()
     model = from_file(write_timm(source, tmp_path), features_only=True, out_indices=(4,)).eval()
@@ -486,6 +498,21 @@ def test_a_model_saved_for_the_hub_comes_back(tmp_path: Path) -> None:
     assert model.config == source.config
     pictures = torch.randn(1, 1, 32, 64)
     assert torch.equal(model(pictures), source(pictures))
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+@pytest.mark.parametrize(("name", "size"), [("convit_tiny", 32), ("comvex_convit_tiny", (32, 96))])
+def test_a_folder_that_timm_saved_gives_its_logits_without_timm(
+    name: str, size: int | tuple[int, int], explicit: bool, tmp_path: Path
+) -> None:
+    arguments = {"global_pool": "avg", "num_classes": 10, "img_size": size}
+    theirs = randomised(timm.create_model(name, **arguments)).eval()
+    save_for_hf(theirs, tmp_path, model_args=arguments if explicit else None)
+    ours = load_model(tmp_path)
+    assert (ours.config.global_pool, ours.config.image_size) == ("avg", size)
+    pictures = torch.randn(2, 3, *as_pair(size))
+    with torch.inference_mode():
+        assert_same_logits(ours(pictures), theirs(pictures))
 
 
 # Arguments that do not fit

@@ -37,6 +37,7 @@ from comvex.convit.position_embedding import resample_position_embedding
 from comvex.convit.published import PUBLISHED
 from comvex.convit.shapes import mismatch, native_side
 from comvex.convit.weights import read_weights
+from comvex.convit.weights.info import FUNCTION_FIELDS
 from comvex.errors import UserError
 from comvex.preprocessing import IMAGENET_CROP_PCT, IMAGENET_MEAN, IMAGENET_STD
 
@@ -141,8 +142,14 @@ def create(
     if pretrained:
         source = resolve_pretrained_cfg(variant, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay)
         if source.file and source.source != "local-dir":
-            known, sizes = describe_file(source.file)
-            overlay, arguments = known | overlay, sizes | arguments
+            known, fields = describe_file(source.file)
+            heads = fields.get("heads")
+            if heads and arguments.get("heads", heads) != heads:
+                raise UserError(f"heads is {arguments['heads']}: it must be {heads}, as in the weights {source.file}.")
+            for name in arguments.keys() & set(FUNCTION_FIELDS) & fields.keys():
+                if arguments[name] != fields[name]:
+                    LOGGER.info("%s: %r in the weights, %r in the model", name, fields[name], arguments[name])
+            overlay, arguments = known | overlay, fields | arguments
         elif not (source.has_weights or source.state_dict):
             raise UserError(
                 f"There are no published weights for {variant}: the authors published {', '.join(PUBLISHED)}; weights "
@@ -165,6 +172,8 @@ def create(
 def describe_file(file: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """What timm must know of a local weights file, its tensors too, and arguments for a model of its sizes.
 
+    For a file of ours these are also what no shape tells: heads, pooling, epsilon and the head's activation.
+
     timm itself would open the file by its ending.
 
     Raises ``ValueError`` if the file is missing, damaged or no ConViT.
@@ -180,7 +189,11 @@ def describe_file(file: str) -> tuple[dict[str, Any], dict[str, Any]]:
         "std": tuple(info.preprocessing["std"]),
         "crop_pct": info.preprocessing["crop_pct"],
     }
-    return known, {"img_size": config.image_size, "patch_size": config.patch_size}
+    fields: dict[str, Any] = {"img_size": config.image_size, "patch_size": config.patch_size}
+    if weights.layout == "comvex":
+        fields |= {name: getattr(config, name) for name in FUNCTION_FIELDS}
+        fields["heads"] = config.num_heads
+    return known, fields
 
 
 def fit(state_dict: dict[str, Any], model: ConViTWithLinearClassifier) -> dict[str, Tensor]:

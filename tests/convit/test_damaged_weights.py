@@ -294,6 +294,15 @@ def damages() -> Iterator[tuple[str, Damage]]:
     yield "timm's config with two labels", beside({"label_names": ["a", "b"], "pretrained_cfg": {}})
     yield "timm's config with deviation 0", beside({"pretrained_cfg": {"std": [0, 0, 0]}})
     yield "timm's config with a mean of words", beside({"pretrained_cfg": {"mean": ["a"]}})
+    for config in (
+        {"global_pool": ["avg"]},
+        {"model_args": {"global_pool": "max"}},
+        {"model_args": {"img_size": "32"}},
+        {"model_args": {"img_size": [32]}},
+        {"model_args": [32]},
+    ):
+        yield f"timm's config with {config}", beside({"pretrained_cfg": {}} | config)
+    yield "timm's config with an input size of 5", beside({"pretrained_cfg": {"input_size": 5}})
     yield "our config missing", own(lambda folder: (folder / "config.json").unlink())
     yield "our config of version 2", own(edit(lambda content: content.update(format=2)))
     yield "our config for other files", own(edit(lambda content: content.update(files={})))

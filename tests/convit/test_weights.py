@@ -144,6 +144,43 @@ def test_a_published_width_of_another_depth_loads_by_its_config(tmp_path):
     assert equal(model.state_dict(), random_state(config))
 
 
+# Models that compute something else with the same tensors
+
+
+@pytest.mark.parametrize(
+    ("weights", "model", "line"),
+    [
+        ({"global_pool": "avg"}, {}, "global_pool: 'avg' in the weights, 'token' in the model"),
+        ({"norm_eps": 1e-3}, {}, "norm_eps: 0.001 in the weights, 1e-06 in the model"),
+        (
+            {"pred_act_fnc_name": "ReLU"},
+            {"pred_act_fnc_name": "Tanh"},
+            "pred_act_fnc_name: 'ReLU' in the weights, 'Tanh' in the model",
+        ),
+    ],
+)
+def test_a_model_of_another_function_is_told_of_and_has_no_figures(weights, model, line, tmp_path):
+    source = random_model(small_config(**weights))
+    info = WeightsInfo(source.config, {**PREPROCESSING}, figures={"val_top1": 90.0})
+    save_weights(source, tmp_path / "model.safetensors", info=info)
+    target = ConViTWithLinearClassifier(small_config(**model))
+    assert load_weights(target, tmp_path).changes == (line,)
+    assert target.info.figures == {}
+    assert load_weights(ConViTWithLinearClassifier(source.config), tmp_path).changes == ()
+    backbone = ConViTBackbone(**small_config(**model).backbone_arguments())
+    changes = load_weights(backbone, tmp_path).changes
+    assert [change for change in changes if "head:" not in change] == ([line] if "norm_eps" in line else [])
+
+
+def test_a_model_with_another_number_of_heads_is_refused(tmp_path, unchanged):
+    save_weights(random_model(small_config(use_gpsa=False, heads=4)), tmp_path / "model.safetensors")
+    model = random_model(small_config(use_gpsa=False, heads=2), seed=2)
+    with unchanged(model), pytest.raises(ValueError, match="heads is 2, and must be 4 as in the weights"):
+        load_weights(model, tmp_path)
+    with pytest.raises(ValueError, match="heads is 2, and must be 4 as in the weights"):
+        load_model(tmp_path, heads=2)
+
+
 # Round trips
 
 

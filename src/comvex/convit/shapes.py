@@ -53,12 +53,15 @@ def check_shapes(tensors: Mapping[str, Tensor], config: ConViTConfig, what: str)
         raise UserError(f"{what} is no complete ConViT: {found}.")
 
 
-def infer_config(tensors: Mapping[str, Tensor], what: str) -> ConViTConfig:
+def infer_config(
+    tensors: Mapping[str, Tensor], what: str, *, image_size: tuple[int, int] | None = None, global_pool: str = "token"
+) -> ConViTConfig:
     """The config of a checkpoint in the published layout, from its names and shapes.
 
     A square grid, pre-norm, epsilon 1e-6 and one Linear as head are taken for granted, as in the published models;
     the heads are counted in the gates. Where tensors disagree the majority decides, so that comparing them with the
-    config names the odd one. Raises ``ValueError`` if the tensors do not tell.
+    config names the odd one. ``image_size`` and ``global_pool`` are what something beside the file says; a size is
+    taken if the position embedding has its number of patches. Raises ``ValueError`` if the tensors do not tell.
     """
     projection = tensors.get("patch_embed.proj.weight")
     if projection is None or projection.ndim != 4 or projection.shape[2] != projection.shape[3]:
@@ -83,7 +86,8 @@ def infer_config(tensors: Mapping[str, Tensor], what: str) -> ConViTConfig:
     try:
         config = ConViTConfig.from_preset(
             "ConViT_Ti",
-            image_size=projection.shape[3] * native_side(tensors["pos_embed"], what),
+            image_size=native_size(tensors["pos_embed"], projection.shape[3], what, image_size),
+            global_pool=global_pool,
             image_channel=projection.shape[1],
             patch_size=projection.shape[3],
             num_local_layers=num_local,
@@ -137,6 +141,15 @@ def lengths(tensors: Mapping[str, Tensor], pattern: str) -> list[int]:
 
 def most_common(values: list[int]) -> int:
     return Counter(values).most_common(1)[0][0]
+
+
+def native_size(pos_embed: Tensor, patch_size: int, what: str, said: tuple[int, int] | None) -> int | tuple[int, int]:
+    """The size in pixels that a position embedding is for: what was said of it if that fits, a square otherwise."""
+    if said is not None and pos_embed.ndim == 3 and said[0] != said[1]:
+        rows, columns = (side // patch_size for side in said)
+        if rows * columns == pos_embed.shape[1] and all(side % patch_size == 0 for side in said):
+            return said
+    return patch_size * native_side(pos_embed, what)
 
 
 def native_side(pos_embed: Tensor, what: str) -> int:

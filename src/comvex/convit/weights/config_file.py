@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from comvex.convit.config import ConViTConfig
+from comvex.convit.config import GLOBAL_POOLS, ConViTConfig, check_integer
 from comvex.convit.weights.info import WeightsInfo, default_preprocessing
 from comvex.errors import UserError
 from comvex.files import write_text
@@ -71,6 +71,32 @@ def read_info(file: Path, content: Mapping[str, Any]) -> WeightsInfo:
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{config_file} does not say what it must of {file.name}: {told(error)}.") from error
+
+
+def foreign_fields(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """What timm's config.json says of an architecture and no shape tells: ``image_size`` and ``global_pool``.
+
+    Arguments of the model come before what describes it. Raises ``ValueError`` for values that are not possible.
+    """
+    theirs = content.get("pretrained_cfg")
+    if not isinstance(theirs, dict):
+        return {}
+    arguments = content.get("model_args") or {}
+    size: Any = theirs.get("input_size")
+    try:
+        pool = arguments.get("global_pool", content.get("global_pool", "token"))
+        if (given := arguments.get("img_size")) is not None:
+            size = [3, given, given] if isinstance(given, int) else [3, *given]
+        if pool not in GLOBAL_POOLS:
+            raise UserError(f"global_pool is {pool!r}: it must be one of {', '.join(map(repr, GLOBAL_POOLS))}.")
+        if size is None:
+            return {"global_pool": pool}
+        _, height, width = size
+        for side in (height, width):
+            check_integer("img_size", side, at_least=1)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{file.with_name(CONFIG_NAME)} is damaged: {told(error)}.") from error
+    return {"global_pool": pool, "image_size": (height, width)}
 
 
 def read_foreign_info(config: ConViTConfig, content: Mapping[str, Any] | None, file: Path) -> WeightsInfo:

@@ -21,6 +21,9 @@ SHAPING_FIELDS = (
 )  # fmt: skip
 """Fields of a config that may differ between weights and the model they go into, and by which tensors then differ."""
 
+FUNCTION_FIELDS = ("norm_eps", "global_pool", "pred_act_fnc_name")
+"""Fields of a config that change what a model computes and that no tensor's shape tells."""
+
 
 @dataclass(frozen=True)
 class WeightsInfo:
@@ -70,11 +73,11 @@ def info_for(architecture: ConViTConfig, info: WeightsInfo) -> WeightsInfo:
         mean = {name: sum(preprocessing[name]) / len(preprocessing[name]) for name in ("mean", "std")}
         preprocessing |= {name: [value] * architecture.image_channel for name, value in mean.items()}
         preprocessing["channels"] = architecture.image_channel
-    same_tensors = all(getattr(architecture, name) == getattr(old, name) for name in SHAPING_FIELDS)
+    same = all(getattr(architecture, name) == getattr(old, name) for name in (*SHAPING_FIELDS, *FUNCTION_FIELDS))
     return dataclasses.replace(
         info,
         architecture=architecture,
         preprocessing=preprocessing,
         labels=info.labels if architecture.num_classes == old.num_classes else (),
-        figures=info.figures if same_tensors else {},
+        figures=info.figures if same else {},
     )

@@ -13,12 +13,19 @@ import torch
 from torch import Tensor
 
 from comvex.convit.adapt import adapt
-from comvex.convit.config import ConViTConfig
+from comvex.convit.config import HEAD_FIELDS, ConViTConfig
 from comvex.convit.model import ConViTBackbone, ConViTWithLinearClassifier
 from comvex.convit.published import find_weights
 from comvex.convit.shapes import UnknownArchitectureError, check_shapes, infer_config, mismatch
-from comvex.convit.weights.config_file import CONFIG_NAME, is_ours, read_config, read_foreign_info, read_info
-from comvex.convit.weights.info import Layout, WeightsInfo, info_for, preset_name
+from comvex.convit.weights.config_file import (
+    CONFIG_NAME,
+    foreign_fields,
+    is_ours,
+    read_config,
+    read_foreign_info,
+    read_info,
+)
+from comvex.convit.weights.info import FUNCTION_FIELDS, Layout, WeightsInfo, info_for, preset_name
 from comvex.convit.weights_files import MARK, file_sha256, read_tensor_file
 from comvex.errors import UserError
 
@@ -104,7 +111,7 @@ def read_foreign(file: Path, content: Mapping[str, Any] | None, *, config: ConVi
         )
     what = f"The weights file {file}"
     if config is None:
-        config = infer_config(found.tensors, what)
+        config = infer_config(found.tensors, what, **foreign_fields(content or {}, file))
     check_shapes(found.tensors, config, what)
     layout: Layout = "official" if found.layout == "official" else "timm"
     return Weights(file, layout, found.tensors, read_foreign_info(config, content, file), found.notes)
@@ -116,10 +123,12 @@ def load_weights(
     """Put the weights of ``source`` (see ``read_weights``) into a model, adapting what may differ.
 
     Another grid: the position embedding is resampled. Another patch size or other input channels: the patch projection
-    is, by timm's rules. Other classes: the model keeps its own head. Each is a line of the report, and of the log.
+    is, by timm's rules. Other classes: the model keeps its own head. Each is a line of the report, and of the log; so
+    is a model that pools, normalises or activates otherwise than that of the weights.
 
-    Raises ``ValueError`` naming every tensor that is missing, unexpected or of another shape; the model is then as it
-    was. ``config`` is needed where neither the file's shapes nor the model tell the architecture of the file.
+    Raises ``ValueError`` naming every tensor that is missing, unexpected or of another shape, or if the model has
+    another number of heads; the model is then as it was. ``config`` is needed where neither the file's shapes nor the
+    model tell the architecture of the file.
     """
     try:
         weights = read_weights(source, config=config, ema=ema)
@@ -136,6 +145,7 @@ def put_weights(model: ConViTBackbone, weights: Weights) -> LoadReport:
     found = mismatch(adapted, {name: tensor.shape for name, tensor in own.items()})
     if found is not None:
         raise UserError(f"The weights {weights.file} do not fit the model: {found}.")
+    changes += other_functions(weights, model.config)
     dtypes = {
         tensor.dtype for name, tensor in weights.tensors.items() if name in own and tensor.dtype != own[name].dtype
     }
@@ -151,6 +161,25 @@ def put_weights(model: ConViTBackbone, weights: Weights) -> LoadReport:
     for line in report.changes:
         LOGGER.info("%s", line)
     return report
+
+
+def other_functions(weights: Weights, target: ConViTConfig) -> list[str]:
+    """A line for each way in which a model computes something else with the same tensors.
+
+    Raises ``ValueError`` for another number of heads, with which no attention that was learned stays what it was.
+    """
+    source = weights.info.architecture
+    if source.num_heads != target.num_heads:
+        raise UserError(
+            f"The weights {weights.file} do not fit the model: heads is {target.num_heads}, and must be "
+            f"{source.num_heads} as in the weights."
+        )
+    new_head = source.num_classes != target.num_classes  # which pools and activates as it likes
+    return [
+        f"{name}: {getattr(source, name)!r} in the weights, {getattr(target, name)!r} in the model"
+        for name in FUNCTION_FIELDS
+        if getattr(source, name) != getattr(target, name) and not (new_head and name in HEAD_FIELDS)
+    ]
 
 
 def load_model(
