@@ -89,8 +89,9 @@ def zoo(small_run, tmp_path) -> Path:
         (run / name).write_text(content[: content.rindex(",")])
     version = shutil.copytree(small_run, tmp_path / "later")
     (version / "recipe.json").write_text(json.dumps({"format": 99, "comvex": "9.9"}))
-    (tmp_path / ".hidden" / "run").mkdir(parents=True)
-    shutil.copy(small_run / "recipe.json", tmp_path / ".hidden" / "run")
+    for place in (Path(".hidden") / "run", Path("a") / "copy"):  # hidden, and inside another run
+        (tmp_path / place).mkdir(parents=True)
+        shutil.copy(small_run / "recipe.json", tmp_path / place)
     return tmp_path
 
 
