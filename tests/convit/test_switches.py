@@ -7,7 +7,7 @@ import torch
 
 from comvex.convit.attention import GatedPositionalSelfAttention
 from comvex.convit.config import ConViTConfig
-from comvex.convit.model import ConViTWithLinearClassifier
+from comvex.convit.model import ConViTBackbone, ConViTWithLinearClassifier
 from comvex.convit.weights import load_model, save_weights
 
 SMALL = {"image_size": 16, "patch_size": 4, "dim": 36, "heads": 9, "num_local_layers": 2, "num_nonlocal_layers": 1}
@@ -68,6 +68,12 @@ def test_a_switch_keeps_the_names_of_the_weights_and_goes_through_json_and_weigh
     assert frozen(again) == frozen(switched)
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, switched.state_dict()[name]), name
+
+
+def test_a_backbone_s_config_knows_its_switches():
+    switches = {"train_gates": False, "convolutional_init": False, "freeze_positional": True}
+    config = ConViTBackbone(**SMALL, **switches).config
+    assert {name: getattr(config, name) for name in switches} == switches
 
 
 def test_a_config_from_before_the_switches_is_the_papers_model():

@@ -195,10 +195,7 @@ def command(study: Study) -> str:
 
 def flag(name: str, value: Any) -> list[str]:
     """A setting of a recipe as words of the command line."""
-    *parts, last = name.replace("_", "-").split(".")
-    if isinstance(value, bool):
-        return ["--" + ".".join([*parts, last if value else f"no-{last}"])]
-    return ["--" + ".".join([*parts, last]), *map(str, value if isinstance(value, list) else [value])]
+    return ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, list) else [value])]
 
 
 def machine() -> str:
