@@ -109,10 +109,9 @@ def test_forms_take_turns_and_each_begins_a_round_in_its_turn():
 
 
 def test_a_ratio_is_the_median_of_the_rounds_ratios_and_not_the_ratio_of_medians():
-    slow_rounds = [1.0, 1.0, 1.0, 10.0, 10.0, 10.0, 10.0]
-    ours = made(OURS, [1.5 * seconds for seconds in slow_rounds])
-    plain = made(PLAIN, slow_rounds)
-    assert ratio(ours, plain) == Spread(1.5, 1.5, 1.5)
+    ours = made(OURS, [7.0, 6.0, 5.0, 4.0, 15.0, 12.0, 7.0])
+    plain = made(PLAIN, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+    assert ratio(ours, plain) == Spread(2, 1, 3)
     assert Spread.of([1, 2, 3, 4, 5, 6, 7]) == Spread(4, 2, 6)
 
 
