@@ -578,6 +578,17 @@ def test_a_script_finds_the_models_and_weights_of_the_hubs_cache(tmp_path: Path)
     assert "Traceback" not in done.stderr
 
 
+def test_a_script_without_network_is_told_what_to_fetch_and_how_to_give_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import timm\ntimm.create_model('comvex_convit_small', pretrained=True)")
+    done = run_module(str(script), HF_HUB_CACHE=str(tmp_path / "cache"), HF_HUB_OFFLINE="1")
+    assert done.returncode == 2
+    *_, told = done.stderr.strip().splitlines()
+    assert told.startswith("comvex.timm_models: comvex_convit_small is neither a file or folder here nor in the local")
+    assert "from https://huggingface.co/timm/convit_small.fb_in1k into a folder and give pretrained_cfg_ov" in told
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_without_a_script_the_command_explains_itself(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert comvex.timm_models.main(arguments) == 0

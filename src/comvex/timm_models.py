@@ -34,7 +34,7 @@ from comvex.convit.adapt import PROJECTION, adapt
 from comvex.convit.config import as_pair
 from comvex.convit.model import PatchEmbedding
 from comvex.convit.position_embedding import resample_position_embedding
-from comvex.convit.published import PUBLISHED
+from comvex.convit.published import PUBLISHED, WEIGHTS_NAME, not_fetched
 from comvex.convit.shapes import mismatch, native_side
 from comvex.convit.weights import read_weights
 from comvex.convit.weights.info import FUNCTION_FIELDS
@@ -139,8 +139,10 @@ def create(
     damaged.
     """
     overlay = dict(pretrained_cfg_overlay or {})
+    hub_id = None
     if pretrained:
         source = resolve_pretrained_cfg(variant, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay)
+        hub_id = source.hf_hub_id
         if source.file and source.source != "local-dir":
             known, fields = describe_file(source.file)
             heads = fields.get("heads")
@@ -155,16 +157,22 @@ def create(
                 f"There are no published weights for {variant}: the authors published {', '.join(PUBLISHED)}; weights "
                 "of your own are given as pretrained_cfg_overlay={'file': ...}."
             )
-    model: Any = build_model_with_cfg(
-        functools.partial(build, preset),
-        variant,
-        pretrained,
-        pretrained_cfg=pretrained_cfg,
-        pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=fit,
-        feature_cfg={"out_indices": OUT_INDICES, "feature_cls": "getter"},
-        **arguments,
-    )
+    try:
+        model: Any = build_model_with_cfg(
+            functools.partial(build, preset),
+            variant,
+            pretrained,
+            pretrained_cfg=pretrained_cfg,
+            pretrained_cfg_overlay=overlay,
+            pretrained_filter_fn=fit,
+            feature_cfg={"out_indices": OUT_INDICES, "feature_cls": "getter"},
+            **arguments,
+        )
+    except OSError as error:  # of which the errors of the Hub's client are
+        if not pretrained or not hub_id:
+            raise
+        use = f"give pretrained_cfg_overlay={{'file': 'FOLDER/{WEIGHTS_NAME}'}}"
+        raise not_fetched(variant, hub_id, error, use=use) from error
     model.pretrained_cfg.pop("state_dict", None)  # the file's tensors have done their service
     return model
 

@@ -328,3 +328,10 @@ def test_model_never_changes_its_config() -> None:
     assert model.config is config
     assert config.to_json() == before
     assert (config.heads, config.head_dim) == (None, 4)
+
+
+def test_a_configuration_nested_without_end_is_refused(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text('{"a":' * 200_000)
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+        ConViTConfig.from_json(file)

@@ -13,6 +13,7 @@ import re
 import shutil
 import struct
 import subprocess
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -375,6 +376,14 @@ def test_undamaged_controls_load(name: str, tmp_path) -> None:
     assert load_model(file).config.num_classes == 5
     save_weights(random_model(), tmp_path / "own" / "model.safetensors")
     assert torch.equal(load_model(tmp_path / "own").cls_token, STATE["cls_token"])
+
+
+def test_archives_that_are_programs_are_refused_without_advice_to_run_them(tmp_path) -> None:
+    with warnings.catch_warnings(action="ignore"):  # TorchScript is on its way out
+        torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pth")
+    with pytest.raises(ValueError, match="is a TorchScript archive, which only running code would open") as caught:
+        load_model(tmp_path / "script.pth")
+    assert "weights_only" not in str(caught.value)
 
 
 def test_damage_is_told_in_one_line_on_the_command_line(tmp_path, capsys) -> None:

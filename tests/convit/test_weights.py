@@ -3,6 +3,8 @@
 import json
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -631,3 +633,49 @@ def test_our_own_weights_have_no_averaged_ones(tmp_path):
         load_model(tmp_path, ema=True)
     with pytest.raises(ValueError, match="has no averaged weights: a safetensors file"):
         load_model(write("timm.safetensors", random_state(), tmp_path), ema=True)
+
+
+# Places and files that fail
+
+
+@pytest.mark.parametrize(("name", "to"), [("x.pth", "timm"), ("x.safetensors", "timm"), ("x", "comvex")])
+def test_a_file_that_may_not_grow_is_one_sentence_and_leaves_nothing(name, to, tmp_path):
+    file = write("timm.pth", random_state(), tmp_path)
+    program = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
+        "from comvex.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    out = tmp_path / "out" / name
+    done = subprocess.run(
+        [sys.executable, "-c", program, "convert", str(file), str(out), "--to", to], capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"comvex: {out}")
+    assert "cannot be written: " in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+def test_names_that_are_too_long_are_one_sentence(tmp_path, capsys):
+    file = write("timm.pth", random_state(), tmp_path)
+    assert main(["convert", "x" * 300, str(tmp_path / "y.pth"), "--to", "timm"]) == 2
+    assert "cannot be read: File name too long." in capsys.readouterr().err
+    assert main(["convert", str(file), str(tmp_path / ("y" * 300 + ".pth")), "--to", "timm"]) == 2
+    assert "cannot be written: File name too long." in capsys.readouterr().err
+
+
+def test_a_file_cannot_be_a_folder_of_weights(tmp_path):
+    file = write("timm.pth", random_state(), tmp_path)
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be written: .*timm\.pth is a file"):
+        save_weights(random_model(), file / "model.safetensors")
+
+
+def test_a_file_of_another_layout_takes_the_place_of_one_of_ours(tmp_path):
+    file, other = tmp_path / "model.safetensors", tmp_path / "other.safetensors"
+    for path in (file, other):
+        save_weights(random_model(), path)
+    convert(other, file, layout="timm", overwrite=True)
+    assert read_weights(file).layout == "timm"
+    assert read_weights(other).layout == "comvex"

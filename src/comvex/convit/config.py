@@ -222,7 +222,7 @@ class ConViTConfig:
             values = json.loads(Path(source).read_text() if is_file else str(source))
         except OSError as error:
             raise UserError(f"Cannot read the configuration file {source}: {error.strerror}.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"The configuration {source if is_file else 'text'} is not valid JSON: {error}.") from error
         return cls.from_dict(values)
 

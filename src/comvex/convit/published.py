@@ -75,9 +75,13 @@ def find_weights(source: str | Path, **download: Any) -> Found:
     the local cache is taken from there. Raises ``ValueError`` that says what to fetch and where to put it.
     """
     path = Path(source)
-    if path.is_file():
-        return Found(path)
-    if path.is_dir():
+    try:
+        if path.is_file():
+            return Found(path)
+        is_folder = path.is_dir()
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"The weights {source} cannot be read: {error.strerror}.") from error
+    if is_folder:
         return Found(find_in_folder(path))
     name = str(source)
     model = name.partition(".")[0]
@@ -142,11 +146,16 @@ def download_from_hub(name: str, hub_id: str, **download: Any) -> Path:
         return Path(hf_hub_download(hub_id, weights, **download))
     # The client lets through whatever its network library raises; each means that the file is not to be had.
     except Exception as error:
-        raise UserError(
-            f"{name} is neither a file or folder here nor in the local cache, and could not be fetched from the "
-            f"Hugging Face Hub ({type(error).__name__}): fetch {WEIGHTS_NAME} and config.json from "
-            f"https://huggingface.co/{hub_id} into a folder and give that folder instead of the name."
-        ) from error
+        raise not_fetched(name, hub_id, error, use="give that folder instead of the name") from error
+
+
+def not_fetched(name: str, hub_id: str, error: Exception, *, use: str) -> UserError:
+    """What to tell of a repository's weights that are not to be had; ``use`` is what to do with them once they are."""
+    return UserError(
+        f"{name} is neither a file or folder here nor in the local cache, and could not be fetched from the "
+        f"Hugging Face Hub ({type(error).__name__}): fetch {WEIGHTS_NAME} and config.json from "
+        f"https://huggingface.co/{hub_id} into a folder and {use}."
+    )
 
 
 def download_official(model: str) -> Path:

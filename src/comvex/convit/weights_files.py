@@ -102,6 +102,12 @@ def read_pickle(file: Path) -> Any:
                 f"{f' ({code[1]})' if code else ''}; weights are data alone. Save the state dict by itself, best as "
                 "safetensors."
             ) from error
+        for kind in ("TorchScript", "legacy .tar"):  # where PyTorch's own words advise to run the code
+            if kind in str(error):
+                raise UserError(
+                    f"The file {file} is refused: it is a {kind} archive, which only running code would open; save the "
+                    "state dict by itself, best as safetensors."
+                ) from error
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"The file {file} is damaged or no PyTorch file: {reason[0].rstrip('.')}.") from error
 

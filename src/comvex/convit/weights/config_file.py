@@ -164,7 +164,18 @@ def write_entry(file: Path, sha256: str, info: WeightsInfo, others: Mapping[str,
         "figures": info.figures,
         "multi_label": info.multi_label,
     }
-    content = {"format": FORMAT, "files": dict(sorted({**others, file.name: entry}.items()))}
+    write_entries(file, {**others, file.name: entry})
+
+
+def has_entry(file: Path) -> bool:
+    """Whether the config.json beside a weights file is ours and tells of it; raises ``ValueError`` if it is damaged."""
+    content = read_config(file)
+    return content is not None and is_ours(content) and file.name in content["files"]
+
+
+def write_entries(file: Path, entries: Mapping[str, Any]) -> None:
+    """Write the config.json beside a weights file."""
+    content = {"format": FORMAT, "files": dict(sorted(entries.items()))}
     content = json.loads(json.dumps(content))  # as it will be read, so that the checksum is of that
     text = json.dumps({**content, "checksum": checksum(content)}, indent=2) + "\n"
     write_text(file.with_name(CONFIG_NAME), text)

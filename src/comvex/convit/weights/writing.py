@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from comvex.convit.config import ConViTConfig
 from comvex.convit.model import ConViTBackbone
 from comvex.convit.published import WEIGHTS_NAME
 from comvex.convit.shapes import check_shapes
-from comvex.convit.weights.config_file import FORMAT, other_entries, write_entry
+from comvex.convit.weights.config_file import FORMAT, has_entry, other_entries, write_entries, write_entry
 from comvex.convit.weights.info import Layout, WeightsInfo, default_preprocessing, info_for
 from comvex.convit.weights.reading import Weights, read_weights
 from comvex.convit.weights_files import MARK, file_sha256, plain_tensors, save_tensors
@@ -65,18 +66,24 @@ def write_weights(tensors: Mapping[str, Tensor], file: Path, *, info: WeightsInf
         raise UserError(
             f"The file is {file.name}: in the {layout} layout it must end in {' or '.join(ENDINGS[layout])}."
         )
+    for parent in file.parents:
+        if parent.is_file():
+            raise UserError(f"{file} cannot be written: {parent} is a file.")
     if layout == "comvex":
         others = other_entries(file)  # first, since it may refuse the folder
         sha256 = save_tensors(tensors, file, metadata={MARK: str(FORMAT)})
         write_entry(file, sha256, info, others)
         return
     check_published_layout(info.architecture, layout)
+    others = other_entries(file) if has_entry(file) else None
     if ending == ".safetensors":
         save_tensors(tensors, file)
-        return
-    with replace_file(file) as temporary:
-        plain = plain_tensors(tensors)
-        torch.save({"model": plain} if layout == "official" else plain, temporary)
+    else:
+        with replace_file(file) as temporary:
+            plain = plain_tensors(tensors)
+            torch.save({"model": plain} if layout == "official" else plain, temporary)
+    if others is not None:  # config.json told of a file of ours, whose place this one has taken
+        write_entries(file, others)
 
 
 def check_published_layout(config: ConViTConfig, layout: Layout) -> None:
@@ -121,18 +128,28 @@ def convert(
     ``out`` is a file, or for comvex's layout a folder, which gets model.safetensors and config.json. Raises
     ``ValueError`` if ``out`` is there already (unless ``overwrite``), or the layout has no place for the architecture.
     """
-    if layout == "comvex" and (out.suffix != ".safetensors" or out.is_dir()):
-        out = out / WEIGHTS_NAME
-    if out.is_dir():
-        raise UserError(f"{out} is a folder: in the {layout} layout OUT must be a file.")
-    if out.exists() and not overwrite:
-        raise UserError(f"The file {out} is there already: choose another, or --overwrite to replace it.")
+    try:
+        out = place_for(out, layout=layout, overwrite=overwrite)
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"{out} cannot be written: {error.strerror or error}.") from error
     weights = read_weights(source, config=config, ema=ema)
     if layout != "comvex" and weights.info.multi_label:
         note = f"the {layout} layout does not say that the model is multi-label: read back, it is a single-label one"
         weights = dataclasses.replace(weights, notes=(*weights.notes, note))
     try:
         write_weights(weights.tensors, out, info=weights.info, layout=layout)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}.") from error
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last is what torch.save has for a full disk
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"{out} cannot be written: {reason or error}.") from error
     return out, weights
+
+
+def place_for(out: Path, *, layout: Layout, overwrite: bool) -> Path:
+    """The file that ``convert`` writes; raises ``ValueError`` if it may not, ``OSError`` if no file is called so."""
+    if layout == "comvex" and (out.suffix != ".safetensors" or out.is_dir()):
+        out = out / WEIGHTS_NAME
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: in the {layout} layout OUT must be a file.")
+    if out.exists() and not overwrite:
+        raise UserError(f"The file {out} is there already: choose another, or --overwrite to replace it.")
+    return out
