@@ -165,7 +165,7 @@ def train_steps(plan: Plan, learner: Learner, record: RunRecord, stop: StopReque
     recipe, options, ranks, num_steps = plan.recipe, plan.options, plan.ranks, plan.num_steps
     step, sums = record.resume(learner)
     order = step_order(plan, start=step)
-    watched = watched_pictures(plan)
+    watched = watched_pictures(plan) if ranks.first else torch.empty(0)
     progress = RunProgress(
         num_steps, start=step, per_epoch=order.steps_per_epoch, batch_size=recipe.batch_size, enabled=ranks.first
     )
@@ -275,8 +275,11 @@ def evaluate_part(model: nn.Module, plan: Plan, part: str) -> Evaluation:
 
 def watched_pictures(plan: Plan) -> torch.Tensor:
     """The validation pictures (B, C, height, width) on which the heads are watched, the same in every epoch."""
-    first = next(iter(part_loader(plan, "val", batch_size=NUM_WATCHED)))
-    return first.pictures.to(plan.device)
+    batches = iter(part_loader(plan, "val", batch_size=NUM_WATCHED))
+    readable = next((batch.pictures for batch in batches if len(batch.labels)), None)
+    if readable is None:
+        raise UserError(f"None of the validation pictures of {plan.data.name} can be read.")
+    return readable.to(plan.device)
 
 
 def num_workers(pictures: PictureSet, options: Options) -> int:
