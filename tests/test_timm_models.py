@@ -459,6 +459,15 @@ def test_the_authors_file_is_taken_from_an_address(tmp_path: Path) -> None:
     assert torch.equal(model.cls_token, source.cls_token)
 
 
+def test_a_training_checkpoint_is_taken_from_an_address(tmp_path: Path) -> None:
+    source = randomised(tiny())
+    state = {f"module.{name}": tensor for name, tensor in source.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "checkpoint.pth")
+    where = {"url": (tmp_path / "checkpoint.pth").as_uri(), "hf_hub_id": None}
+    model = tiny(pretrained=True, pretrained_cfg_overlay=where, cache_dir=str(tmp_path / "cache"))
+    assert torch.equal(model.cls_token, source.cls_token)
+
+
 def test_weights_of_another_size_are_refused_by_every_name(tmp_path: Path) -> None:
     file = write_timm(tiny(), tmp_path)
     with pytest.raises(UserError, match="do not fit the model") as caught:

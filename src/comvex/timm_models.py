@@ -38,6 +38,7 @@ from comvex.convit.published import PUBLISHED, WEIGHTS_NAME, not_fetched
 from comvex.convit.shapes import mismatch, native_side
 from comvex.convit.weights import read_weights
 from comvex.convit.weights.info import FUNCTION_FIELDS
+from comvex.convit.weights_files import unwrap
 from comvex.errors import UserError
 from comvex.preprocessing import IMAGENET_CROP_PCT, IMAGENET_MEAN, IMAGENET_STD
 
@@ -210,8 +211,8 @@ def fit(state_dict: dict[str, Any], model: ConViTWithLinearClassifier) -> dict[s
     Another number of input channels is left to timm, which does it by the same rule. Raises ``ValueError`` naming every
     tensor that is missing, unexpected or of another shape.
     """
-    # What timm fetched from an address that was given as "url" may be the authors' file, which wraps the tensors.
-    tensors: dict[str, Tensor] = state_dict.get("model", state_dict)
+    # What timm fetched from an address that was given as "url" may be a checkpoint, which wraps the tensors.
+    tensors = unwrap(state_dict, Path("of pretrained weights"), ema=False).tensors
     own = model.state_dict()
     source = source_config(tensors, model)
     target = model.config

@@ -303,6 +303,9 @@ def damages() -> Iterator[tuple[str, Damage]]:
         {"model_args": [32]},
     ):
         yield f"timm's config with {config}", beside({"pretrained_cfg": {}} | config)
+    yield "timm's config with a mean of two", beside({"pretrained_cfg": {"mean": [0.1, 0.2]}})
+    yield "timm's config with a label 7", beside({"label_names": {"7": "a"}, "pretrained_cfg": {}})
+    yield "timm's config with a label by name", beside({"label_names": {"a": "b"}, "pretrained_cfg": {}})
     yield "timm's config with an input size of 5", beside({"pretrained_cfg": {"input_size": 5}})
     yield "our config missing", own(lambda folder: (folder / "config.json").unlink())
     yield "our config of version 2", own(edit(lambda content: content.update(format=2)))

@@ -171,9 +171,19 @@ def test_without_network_the_authors_file_is_named_with_its_place(monkeypatch):
         find_weights("convit_base.official")
 
 
-@pytest.mark.parametrize("name", ["convit_tiny_plus", "convit_small_plus.fb_in1k", "convit_base_plus"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "convit_tiny_plus",
+        "convit_small_plus.fb_in1k",
+        "convit_base_plus",
+        "timm/convit_tiny_plus.fb_in1k",
+        "hf-hub:timm/convit_tiny_plus.fb_in1k",
+        "ConViT_Ti_plus",
+    ],
+)
 def test_the_plus_sizes_have_no_published_weights(name):
-    with pytest.raises(ValueError, match=r"no published weights for convit_.*_plus: the authors published"):
+    with pytest.raises(ValueError, match=r"(?i)no published weights for convit_.*_plus: the authors published"):
         comvex.load(name)
 
 
@@ -186,6 +196,8 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()  # a path that is mistyped is no repository of the Hub
     with pytest.raises(ValueError, match="There is no run folder or weights file runs/firsst: give the --out folder"):
         find_weights("runs/firsst")
+    with pytest.raises(ValueError, match=r"There is no run folder or weights file weights/x\.pth"):
+        find_weights("weights/x.pth")
 
 
 def test_a_run_folder_stands_for_its_best_weights(small_run):

@@ -467,6 +467,28 @@ def test_timms_config_beside_weights_gives_preprocessing_and_labels(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        ({"0": "v", "1": "w", "2": "x", "3": "y", "4": "z"}, ("v", "w", "x", "y", "z")),
+        ({"1": "w", "4": "z"}, ("0", "w", "2", "3", "z")),
+    ],
+)
+def test_timms_classes_by_number_are_labels(names, labels, tmp_path):
+    save_file(random_state(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"label_names": names, "pretrained_cfg": {}}))
+    assert load_model(tmp_path).info.labels == labels
+
+
+@pytest.mark.parametrize(("mean", "expected"), [([0.25], [0.25] * 2), ([0.1, 0.2, 0.6], [0.3] * 2), ([0.1, 0.2], None)])
+def test_timms_preprocessing_has_a_number_for_each_channel(mean, expected, tmp_path):
+    save_file(random_state(small_config(image_channel=2)), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"mean": mean, "std": [0.5] * len(mean)}}))
+    preprocessing = load_model(tmp_path).info.preprocessing
+    assert preprocessing["mean"] == pytest.approx(expected or mean)
+    assert preprocessing["std"] == [0.5] * 2
+
+
 # The command line
 
 

@@ -439,7 +439,11 @@ class ConViTWithLinearClassifier(ConViTBackbone, HubModel):
         return self.forward_head(tokens)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """tokens (B, 1 + N, dim) -> logits (B, num_classes), or what the head would see with ``pre_logits``."""
+        """tokens (B, 1 + N, dim) -> logits (B, num_classes), or what the head would see with ``pre_logits``.
+
+        The tokens must be those of a batch of one size: of a list of pictures it cannot be seen here which belong to
+        padding, so that with ``global_pool="avg"`` only ``forward`` takes the mean over each picture's own patches.
+        """
         if self.config.global_pool == "token":
             x = x[:, 0]  # (B, dim)
         elif self.config.global_pool == "avg":

@@ -34,7 +34,8 @@ def model_card(config: ConViTConfig, info: WeightsInfo | None, *, repository: st
         f"# ConViT{f', trained on {data}' if data else ''}\n",
         "A ConViT ([d'Ascoli et al., 2021](https://arxiv.org/abs/2103.10697)): a vision transformer whose early layers "
         "start as convolutions, for `comvex`.\n",
-        f"- {config.num_local_layers} GPSA layers and {config.num_nonlocal_layers} self-attention layers, "
+        f"- {counted(config.num_local_layers, 'GPSA layer')} and "
+        f"{counted(config.num_nonlocal_layers, 'self-attention layer')}, "
         f"{heads} heads, {config.dim} numbers a token, patches of {config.patch_size} pixels",
         f"- pictures of {height} x {width} pixels and {config.image_channel} channels; other sizes work too",
         f"- {config.num_classes} classes{kind}{describe_labels(info.labels) if info is not None else ''}",
@@ -55,6 +56,10 @@ def model_card(config: ConViTConfig, info: WeightsInfo | None, *, repository: st
     if config.num_classes == 0:
         lines[-5:] = ["from comvex.convit import load_model", "", f'features = load_model("{repository}")', "```\n"]
     return "\n".join(lines)
+
+
+def counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def number(name: str, value: object) -> str:

@@ -46,10 +46,11 @@ PUBLISHED = {
 OFFICIAL = "official"
 TAGS = ("fb_in1k", OFFICIAL)
 """convit_tiny.fb_in1k is timm's copy, convit_tiny.official the authors' file; the same numbers."""
-UNPUBLISHED = tuple(f"{name}_plus" for name in PUBLISHED)
 NAMES = tuple(f"{name}.fb_in1k" for name in PUBLISHED)
 ALIASES = ("convit_ti", "convit_s", "convit_b")
 """What the presets of the same sizes are called, for a hint."""
+UNPUBLISHED = tuple(f"{name}_plus" for name in (*PUBLISHED, *ALIASES))
+FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -84,8 +85,8 @@ def find_weights(source: str | Path, **download: Any) -> Found:
     if is_folder:
         return Found(find_in_folder(path))
     name = str(source)
-    model = name.partition(".")[0]
-    if model in UNPUBLISHED:
+    model = name.removeprefix(HUB_PREFIX).removeprefix("timm/").partition(".")[0]
+    if model.lower() in UNPUBLISHED:
         raise UserError(f"There are no published weights for {model}: the authors published {', '.join(PUBLISHED)}.")
     found = split_name(name)
     if found is not None:
@@ -95,7 +96,8 @@ def find_weights(source: str | Path, **download: Any) -> Found:
         return Found(file, published)
     hub_id = name.removeprefix(HUB_PREFIX)
     owner = hub_id.partition("/")[0]
-    if name != hub_id or (re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not Path(owner).exists()):
+    like_an_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not name.endswith(FILE_ENDINGS)
+    if name != hub_id or (like_an_id and not Path(owner).exists()):
         return Found(download_from_hub(name, hub_id, **download))
     if len(path.parts) > 1:
         raise UserError(f"There is no run folder or weights file {name}: give the --out folder of a comvex train.")
@@ -119,7 +121,7 @@ def find_in_folder(folder: Path) -> Path:
     for name in HUB_FILES:
         if (folder / name).is_file():
             return folder / name
-    found = sorted(file for ending in ("safetensors", "pth", "pt", "bin") for file in folder.glob(f"*.{ending}"))
+    found = sorted(file for ending in FILE_ENDINGS for file in folder.glob(f"*{ending}"))
     if len(found) == 1:
         return found[0]
     what = f"several weights files ({', '.join(file.name for file in found)}): name one" if found else "no weights file"

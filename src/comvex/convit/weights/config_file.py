@@ -108,10 +108,31 @@ def read_foreign_info(config: ConViTConfig, content: Mapping[str, Any] | None, f
     try:
         known = {name: theirs[name] for name in ("mean", "std", "crop_pct") if name in theirs}
         preprocessing = checked_preprocessing(preprocessing | known)
-        labels = checked_labels(content.get("label_names", []), config.num_classes)
+        for name in ("mean", "std"):
+            preprocessing[name] = for_channels(name, preprocessing[name], config.image_channel)
+        labels = checked_labels(listed(content.get("label_names", []), config.num_classes), config.num_classes)
     except (TypeError, ValueError) as error:
         raise UserError(f"{file.with_name(CONFIG_NAME)} is damaged: {told(error)}.") from error
     return WeightsInfo(architecture=config, preprocessing=preprocessing, labels=labels, licence=theirs.get("license"))
+
+
+def for_channels(name: str, numbers: list[float], channels: int) -> list[float]:
+    """A number for each channel; timm leaves those of RGB, or a single one, to models of other channels too."""
+    if len(numbers) == channels:
+        return numbers
+    if len(numbers) not in (1, 3):
+        raise UserError(f"{name} has {len(numbers)} numbers for {channels} channels.")
+    return [sum(numbers) / len(numbers)] * channels
+
+
+def listed(names: Any, num_classes: int) -> Any:
+    """timm's names of classes as a list: they may be an object by number, with gaps, which get their number."""
+    if not isinstance(names, dict):
+        return names
+    by_number = {int(number): name for number, name in names.items()}
+    if any(not 0 <= number < num_classes for number in by_number):
+        raise UserError(f"label_names has numbers that are none of the {num_classes} classes.")
+    return [by_number.get(number, str(number)) for number in range(num_classes)]
 
 
 def told(error: Exception) -> str:
