@@ -80,7 +80,8 @@ class HubModel(ModelHubMixin, library_name="comvex", pipeline_tag="image-classif
         """The model in a folder or in a repository of the Hub; ``overrides`` are fields of ``ConViTConfig``.
 
         ``from_pretrained("owner/name", num_classes=10, image_size=(256, 128))`` adapts the weights as ``load_model``
-        does. Raises ``ValueError`` if there is no such model here or on the Hub, or its files are damaged.
+        does. The model is on the CPU and all of its weights must fit, so there is no ``map_location`` or ``strict``.
+        Raises ``ValueError`` if there is no such model here or on the Hub, or its files are damaged.
         """
         from comvex.convit.weights import load_model
 
