@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -402,3 +403,10 @@ def test_exported_program_equals_eager_at_any_batch_and_size(arguments: dict[str
     for shape in [(2, 3, 32, 48), (3, 3, 32, 32), (1, 3, 64, 16)]:
         pictures = torch.randn(shape)
         torch.testing.assert_close(dynamic(pictures), model(pictures), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("pictures", [None, np.zeros((1, 3, 32, 32), dtype=np.float32)])
+def test_pictures_that_are_no_tensor_are_refused(pictures):
+    model = ConViTWithLinearClassifier(ConViTConfig.ConViT_Ti(image_size=32))
+    with pytest.raises(ValueError, match=r"The pictures are a (?:NoneType|ndarray): it must be a tensor or a list"):
+        model(pictures)

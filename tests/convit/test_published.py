@@ -253,6 +253,7 @@ def test_saving_again_writes_the_card_anew_but_leaves_a_card_of_ones_own(tmp_pat
     card = tmp_path / "README.md"
     random_model().save_pretrained(tmp_path)
     assert "- 5 classes" in card.read_text()
+    assert "- 2 GPSA layers and 1 self-attention layer, 4 heads" in card.read_text()
     random_model(small_config(num_classes=7)).save_pretrained(tmp_path)
     assert "- 7 classes" in card.read_text()
     card.write_text("# Mine\n")

@@ -41,6 +41,8 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv2d(image_channel, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        if not isinstance(pictures, Tensor):
+            raise UserError(f"The pictures are a {type(pictures).__name__}: it must be a tensor or a list of tensors.")
         if pictures.ndim != 4 or pictures.shape[1] != self.image_channel:
             raise UserError(
                 f"The pictures have shape {tuple(pictures.shape)}: it must be "
