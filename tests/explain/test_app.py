@@ -3,9 +3,11 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,9 +51,11 @@ def address(small_run: Path) -> Iterator[str]:
         assert process.stderr is not None
         line = process.stdout.readline()
         assert line, process.stderr.read()
-        yield json.loads(line)["address"]
-        process.send_signal(2)  # Ctrl-C
-        assert process.wait(timeout=30) == 0
+        address = json.loads(line)["address"]
+        yield address
+        with urllib.request.urlopen(f"{address}/gradio_api/heartbeat/a-page-that-is-open", timeout=30):
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 0
         assert process.stderr.read() == ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import sys
 from collections.abc import Sequence
@@ -71,7 +72,13 @@ def run_server(app: Any, listening: socket.socket) -> None:
     """Serve until Ctrl-C."""
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # Pages that are open when the command ends are cut off, which uvicorn would report as errors
+            logging.getLogger("uvicorn.error").disabled = True
+            await super().shutdown(sockets)
+
+    server = Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
     try:
         server.run(sockets=[listening])
     except KeyboardInterrupt:  # how it is meant to end
