@@ -183,6 +183,7 @@ def test_photographs_grey_pictures_and_what_is_no_picture(visit, tmp_path):
 @needs_browser
 def test_forty_clicks_in_a_row_end_at_the_last(visit):
     page = visit()
+    page.set_default_timeout(120_000)  # each is answered in turn; how long forty take depends on the machine
     canvas = page.locator("#cx-canvas img")
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
