@@ -2,6 +2,7 @@
 
 python benchmarks/training_throughput.py            digits: 1 thread, 1 loader process
 python benchmarks/training_throughput.py --size 224  ConViT-Ti at 224 pixels on made JPEG files
+python benchmarks/training_throughput.py --ready     what the loop itself costs: both get the same ready batches
 
 In each round the whole of ``comvex train`` (loading, augmentation, loss, optimiser, sums, progress; without the
 validation at the end) and the bare loop run one after the other, in an order that alternates.
@@ -15,12 +16,15 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
+from comvex.data.loading import Batch
+from comvex.training import trainer
 from comvex.training.ranks import Ranks
 from comvex.training.recipe import Architecture, Options, Recipe
 from comvex.training.record import EpochSums, RunRecord
@@ -60,6 +64,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="training steps a round (default: 60, at 224 pixels 6)")
     parser.add_argument("--threads", type=int, help="default: 1, at 224 pixels 2")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--ready", action="store_true", help="give the training loop ready batches too")
     options = parser.parse_args()
     small = options.size == 8
     steps = options.steps or (60 if small else 6)
@@ -79,7 +84,10 @@ def main() -> None:
         batches = list(training_batches(plan, step_order(plan, start=0)))
         ratios, rates = [], []
         for round_number in range(options.rounds + 1):
-            loops = [lambda: trained(plan, Path(folder)), lambda: bare(plan, batches)]
+            loops = [
+                lambda: trained(plan, Path(folder), batches if options.ready else None),
+                lambda: bare(plan, batches),
+            ]
             order = (0, 1) if round_number % 2 else (1, 0)
             seconds = {}
             for which in order:
@@ -99,7 +107,7 @@ def new_learner(plan: Plan) -> Learner:
     )  # fmt: skip
 
 
-def trained(plan: Plan, out: Path) -> float:
+def trained(plan: Plan, out: Path, ready: list[Batch] | None) -> float:
     """Seconds that the trainer's own loop takes, from the first batch asked for to the last step done.
 
     Starting loader processes and the one validation at the end are subtracted: they do not grow with the steps.
@@ -120,12 +128,17 @@ def trained(plan: Plan, out: Path) -> float:
         return result
 
     learner.step = timed  # pyright: ignore[reportAttributeAccessIssue]
-    train_steps(dataclasses.replace(plan, data=tiny), learner, record, StopRequest())
+    tiny_plan = dataclasses.replace(plan, data=tiny)
+    if ready is None:
+        train_steps(tiny_plan, learner, record, StopRequest())
+    else:
+        with mock.patch.object(trainer, "training_batches", return_value=(batch for batch in ready)):
+            train_steps(tiny_plan, learner, record, StopRequest())
     # from the end of the first step: what comes before it is the start of the loader
     return (last[-1] - last[0]) * len(last) / (len(last) - 1)
 
 
-def bare(plan: Plan, batches: list) -> float:
+def bare(plan: Plan, batches: list[Batch]) -> float:
     """Seconds of forward, backward, clipping and step on batches that are there already."""
     learner = new_learner(plan)
     model, optimizer = learner.model, learner.optimizer
