@@ -75,9 +75,13 @@ def parse(arguments: Sequence[str]) -> Command:
     command = COMMANDS[name]
     if command is not Train:
         return tyro.cli(command, prog=f"comvex {name}", args=rest, config=(FlagCreatePairsOff,))
-    return tyro.cli(
-        Train, prog="comvex train", args=rest, default=Train.default(rest), config=(FlagCreatePairsOff,)
-    )  # fmt: skip
+    default = Train.default(rest)
+    while True:  # until the recipe that was parsed is the one whose values it started from
+        parsed = tyro.cli(Train, prog="comvex train", args=rest, default=default, config=(FlagCreatePairsOff,))
+        fitting = Train.starting_from(parsed.name, parsed.recipe.model.preset)
+        if fitting == default or fitting == Train.starting_from(default.name, default.recipe.model.preset):
+            return parsed
+        default = fitting
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

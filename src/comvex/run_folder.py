@@ -47,6 +47,11 @@ def locked(run: Path) -> Iterator[None]:
         yield
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether this is what a process that was killed before it began to train may have left in a run folder."""
+    return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(".tmp"))
+
+
 def lock(file: IO[str]) -> None:
     """Take the lock of a file without waiting; raises ``OSError`` if another process has it."""
     if sys.platform == "win32":

@@ -267,3 +267,17 @@ def test_other_names_that_look_like_wordnet_ids_stay(tmp_path):
         write_pictures(tmp_path / name, 12)
     data = open_data(str(tmp_path))
     assert (data.classes, data.class_ids) == (("n00000001", "n00000002"), ())
+
+
+def test_links_that_lead_to_each_other_are_left_out(tmp_path):
+    root = tmp_path / "pictures"
+    for name in ("cat", "dog"):
+        write_pictures(root / name, 20)
+    (root / "loop").symlink_to(root / "loop")
+    (root / "a").symlink_to(root / "b")
+    (root / "b").symlink_to(root / "a")
+    (root / "cat" / "circle").symlink_to(root / "cat" / "circle")
+    (root / "cat" / "circle.jpg").symlink_to(root / "cat" / "circle.jpg")
+    data = open_data(str(root))
+    assert data.classes == ("cat", "dog")
+    assert {file.name for file in all_files(data)} <= {*(f"{index}.png" for index in range(20)), "circle.jpg"}

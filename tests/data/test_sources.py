@@ -1,5 +1,7 @@
 """What names and folders stand for."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -116,3 +118,16 @@ def test_the_fingerprint_changes_when_files_come_or_go(tmp_path):
     (tmp_path / "a" / "3.png").unlink()
     (tmp_path / "a" / "4.png").unlink()
     assert before == again != open_data(str(tmp_path)).train.fingerprint()
+
+
+def test_a_smaller_fraction_trains_and_validates_on_a_part_of_what_a_larger_one_does():
+    """And no picture is trained on at one fraction and validated on at another."""
+
+    def rows(part):
+        return {picture.tobytes() for picture in part.pictures}
+
+    shares = [open_data("digits", fraction=fraction) for fraction in (0.1, 0.3, 1.0)]
+    for small, large in itertools.pairwise(shares):
+        assert rows(small.train) < rows(large.train)
+        assert rows(small.val) < rows(large.val)
+    assert not rows(shares[-1].train) & rows(shares[-1].val)

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from comvex.training.checkpoint import Checkpoint, checkpoint_folders, load_checkpoint, load_latest, save_checkpoint
+from comvex.training.checkpoint import (
+    Checkpoint,
+    checkpoint_folders,
+    load_checkpoint,
+    load_latest,
+    save_checkpoint,
+    set_damaged_aside,
+)
 from comvex.training.step import optimizer_tensors
 
 
@@ -65,6 +72,18 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, name, 
     save(tmp_path, 2)  # the run goes on and comes to the same step again
     loaded, problems = load_latest(tmp_path)
     assert (loaded.step, problems) == (2, [])
+
+
+def test_damaged_checkpoints_set_aside_do_not_push_out_new_ones(tmp_path):
+    for step in (1, 8, 9):
+        save(tmp_path, step, keep=9)
+    for step in (8, 9):
+        (tmp_path / f"step-{step:08d}" / "model.safetensors").write_bytes(b"damaged")
+    (tmp_path / "step-00000060.bak").mkdir()
+    set_damaged_aside(tmp_path, after=1)
+    save(tmp_path, 2, keep=1)
+    assert load_latest(tmp_path)[0].step == 2
+    assert (tmp_path / "damaged-step-00000009").is_dir()
 
 
 def test_an_unfinished_checkpoint_does_not_count(tmp_path):

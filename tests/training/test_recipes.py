@@ -74,12 +74,22 @@ def test_a_layers_learning_rate_falls_towards_the_pictures():
         ["--data", "x", "paper", "--epochs", "7"],
         ["--data", "x", "--epochs", "7", "paper"],
         ["--json", "--data", "x", "--epochs", "7", "paper"],
+        ["--data", "x", "--epochs", "7", "--json", "paper"],
+        ["--data=x", "paper", "--epochs=7"],
+        ["--epochs", "7", "--data=x", "paper"],
     ],
 )
 def test_a_recipes_name_may_stand_anywhere_and_its_values_be_changed(arguments):
     command = parse(["train", *arguments])
     assert isinstance(command, Train)
     assert (command.name, command.recipe.data, command.recipe.epochs, command.recipe.mixup) == ("paper", "x", 7, 0.8)
+
+
+def test_the_papers_recipe_follows_the_preset_however_it_is_written():
+    for preset in (["--model.preset", "ConViT_S_plus"], ["--model.preset=ConViT_S_plus"]):
+        command = parse(["train", "paper", *preset, "--data", "x"])
+        assert isinstance(command, Train)
+        assert (command.recipe.batch_size, command.recipe.learning_rate) == (512, 4e-4)
 
 
 def test_without_a_name_it_is_small_data_even_where_a_value_looks_like_one():

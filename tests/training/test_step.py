@@ -17,7 +17,7 @@ from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
 from comvex.data.loading import Batch
 from comvex.data.picture_set import PictureSet
 from comvex.data.sources import DataSet, open_data
-from comvex.inference.task import SingleLabel
+from comvex.inference.task import MultiLabel, SingleLabel
 from comvex.training.ranks import Ranks
 from comvex.training.recipe import Architecture, Options, Recipe
 from comvex.training.step import Learner, NotFiniteError
@@ -200,6 +200,17 @@ def test_ten_steps_of_two_processes_are_those_of_one(accumulate, tmp_path):
         torch.testing.assert_close(two[name], tensor, atol=1e-4, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
     assert summaries[0]["num_pictures"] == summaries[1]["num_pictures"] == 360
     assert summaries[0]["loss"] == pytest.approx(summaries[1]["loss"], rel=1e-4)
+
+
+def test_a_piece_without_a_picture_has_the_shape_of_its_task(digits):
+    empty = Batch(torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), [])
+    for task, shape in ((SingleLabel(), (1,)), (MultiLabel(), (1, 10))):
+        each = learner(RECIPE, digits)
+        each.task = task
+        pictures, labels = each.inputs(empty, (1, 0, 0))
+        assert pictures.shape == (1, 1, 16, 16)
+        assert labels.shape == shape
+        assert torch.isfinite(task.loss(each.model(pictures.double()), labels))
 
 
 def test_a_process_without_a_single_picture_does_not_stop_the_others(tmp_path: Path):

@@ -90,6 +90,31 @@ def test_a_mistake_leaves_nothing_behind(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+def test_what_a_killed_beginning_leaves_is_no_other_thing(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".lock").touch()
+    (out / ".recipe.json.4711.tmp").write_text("{")
+    train(replace(QUICK, epochs=1), out)
+    assert not list(out.rglob(".*.tmp"))
+
+
+def test_overwriting_that_was_cut_short_can_be_repeated(small_run_copy):
+    """The recipe goes last and the summary first, so whatever is left is an unfinished run."""
+    removed, unlink = [], Path.unlink
+
+    def watched(path: Path, **options) -> None:
+        removed.append(path.name)
+        unlink(path, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", watched)
+        train(replace(QUICK, epochs=1), small_run_copy, options=Options(overwrite=True))
+    assert removed[0] == "summary.json"
+    of_the_run = [name for name in removed if not name.startswith(".")]
+    assert of_the_run.index("recipe.json") == of_the_run.index("metrics.csv") + 1 or "recipe.json" in of_the_run[-2:]
+
+
 def test_overwrite_starts_again(small_run_copy):
     train(QUICK, small_run_copy, options=Options(overwrite=True))
     assert (small_run_copy / "metrics.csv").read_text().count("\n") == 3

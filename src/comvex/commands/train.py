@@ -57,7 +57,7 @@ class Train:
 
     @classmethod
     def default(cls, arguments: Sequence[str]) -> Train:
-        """What the arguments start from: the recipe that they name, for the preset that they name."""
+        """What the arguments seem to start from, as far as can be told without parsing them; enough for ``--help``."""
         before = ["", *arguments]
         names = [word for word, last in zip(arguments, before, strict=False) if word in RECIPES and last[:2] != "--"]
         presets = [word for word, last in zip(arguments, before, strict=False) if last == "--model.preset"]

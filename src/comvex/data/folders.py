@@ -107,9 +107,15 @@ def walk(root: Path, folder: str, *, outside: Path | None) -> Iterator[tuple[str
 
 def may_follow(link: os.DirEntry[str], outside: Path | None) -> bool:
     """Whether a link leads to a folder that neither is nor holds nor lies in the folder ``outside``; None: never."""
-    if outside is None or not link.is_dir():
+    if outside is None:
         return False
-    target = Path(link.path).resolve()
+    try:
+        if not link.is_dir():
+            return False
+        target = Path(link.path).resolve(strict=True)
+    except (OSError, RuntimeError):  # links that lead to each other
+        LOGGER.warning("The link %s leads nowhere and is left out.", printable(link.path))
+        return False
     if outside.is_relative_to(target):
         LOGGER.warning("The link %s leads back to where it comes from and is left out.", printable(link.path))
         return False
@@ -118,7 +124,10 @@ def may_follow(link: os.DirEntry[str], outside: Path | None) -> bool:
 
 def is_special(entry: os.DirEntry[str]) -> bool:
     """Whether this is no file that can be read to its end: a pipe, a device, a link to a folder."""
-    return not entry.is_file() and (not entry.is_symlink() or entry.is_dir())
+    try:
+        return not entry.is_file() and (not entry.is_symlink() or entry.is_dir())
+    except OSError:  # links that lead to each other: a picture that cannot be read, as any broken link
+        return False
 
 
 def folder_data(root: Path, *, split_seed: int) -> DataSet:

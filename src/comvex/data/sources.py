@@ -28,8 +28,9 @@ def open_data(name: str, *, split_seed: int = 0, fraction: float = 1.0, val_frac
     It is one of ``NAMES``, a folder of class folders, a CSV file of paths and labels, ``hfds/NAME`` (a Hugging Face
     data set) or ``wds/PATTERN`` (WebDataset shards).
 
-    ``fraction`` in (0, 1] keeps a stratified share of the training pictures; ``val_fraction`` of what is left is then
-    set aside for validation, unless the data have pictures for that. ``split_seed`` decides which. Groups stay whole.
+    ``val_fraction`` of the training pictures is set aside for validation, unless the data have pictures for that;
+    ``fraction`` in (0, 1] then keeps a stratified share of what is left, and of what was set aside. ``split_seed``
+    decides which. Groups stay whole. What a smaller fraction trains on is part of what a larger one trains on.
 
     Raises ``ValueError`` if there is no such data set, or it has too few classes or an empty part.
     """
@@ -38,12 +39,15 @@ def open_data(name: str, *, split_seed: int = 0, fraction: float = 1.0, val_frac
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}: it must lie in (0, 1).")
     data = find_data(name, split_seed=split_seed)
-    if fraction < 1:
-        data = replace(data, train=data.train.where(data.train.share(fraction, seed=split_seed)))
-    if data.val is None:
+    own_val = data.val is not None
+    if not own_val:
         # Another seed than the fraction's: the same one would always set aside the pictures that come first there.
         chosen = data.train.share(val_fraction, seed=split_seed + 1_000_003)
         data = replace(data, train=data.train.where(~chosen), val=data.train.where(chosen))
+    if fraction < 1:
+        data = replace(data, train=data.train.where(data.train.share(fraction, seed=split_seed)))
+        if data.val is not None and not own_val:
+            data = replace(data, val=data.val.where(data.val.share(fraction, seed=split_seed)))
     if len(data.train) == 0 or data.val is None or len(data.val) == 0:
         raise UserError(
             f"The data set {name} leaves {len(data.train)} pictures to train on and {len(data.val or ())} to validate: "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,16 @@ def remove_unfinished(folder: Path) -> None:
 
 def checkpoint_folders(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("step-*"))
+    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
+
+
+def set_damaged_aside(folder: Path, *, after: int) -> None:
+    """Rename the checkpoints after a step, all of them damaged, so that they do not count as the newest."""
+    for checkpoint in checkpoint_folders(folder):
+        if int(checkpoint.name[5:]) > after:
+            aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
 
 
 def load_checkpoint(checkpoint: Path) -> Checkpoint:

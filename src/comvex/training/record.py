@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from comvex.files import read_table, write_table, write_text
 from comvex.inference.evaluate import Evaluation
 from comvex.inference.task import Task
 from comvex.training.best_epoch import best_epoch
-from comvex.training.checkpoint import Checkpoint, load_latest, remove_unfinished, save_checkpoint
+from comvex.training.checkpoint import Checkpoint, load_latest, remove_unfinished, save_checkpoint, set_damaged_aside
 from comvex.training.curves import draw_curves, draw_heads
 from comvex.training.ranks import Ranks
 from comvex.training.recipe import Options
@@ -42,8 +43,10 @@ class EpochSums:
     def add(self, result: StepResult) -> None:
         self.loss += result.loss_sum.item()
         self.num_pictures += result.num_pictures
-        self.gradient_norm += result.gradient_norm.item()
-        self.num_steps += 1
+        norm = result.gradient_norm.item()
+        if math.isfinite(norm):  # float16 skips a step whose gradient overflows
+            self.gradient_norm += norm
+            self.num_steps += 1
 
     @property
     def mean_loss(self) -> float:
@@ -91,6 +94,7 @@ class RunRecord:
         step = checkpoint.step if checkpoint else 0
         if self.ranks.first:
             remove_unfinished(self.out / run_folder.CHECKPOINTS)
+            set_damaged_aside(self.out / run_folder.CHECKPOINTS, after=step)
             self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=step + 1)
         if checkpoint is None:
             return 0, EpochSums()

@@ -122,7 +122,7 @@ def read_figures(run: Path) -> dict[str, Any]:
 
 def last_step(run: Path) -> int | None:
     """The step of the newest checkpoint, None if there is none."""
-    steps = [int(folder.name.removeprefix("step-")) for folder in (run / run_folder.CHECKPOINTS).glob("step-*")]
+    steps = [int(folder.name.removeprefix("step-")) for folder in (run / run_folder.CHECKPOINTS).glob("step-????????")]
     return max(steps, default=None)
 
 

@@ -71,6 +71,7 @@ class Learner:
     ) -> None:
         self.model = model.to(device)
         self.recipe, self.task, self.device, self.ranks = recipe, task, device, ranks
+        self.num_classes = len(data.classes)
         self.image_shape = (model.config.image_channel, *as_pair(model.config.image_size))
         self.optimizer = build_optimizer(model, recipe)
         self.schedule = build_schedule(self.optimizer, recipe, len(data.train))
@@ -85,7 +86,10 @@ class Learner:
         self.running: nn.Module = model
         if ranks.num > 1:
             devices = [torch.cuda.current_device()] if device.type == "cuda" else None
-            self.running = DistributedDataParallel(model, device_ids=devices)
+            # DDP groups the gradients anew after its first step, and three or more numbers add up differently in
+            # another grouping: a resumed run would differ from an uninterrupted one. Looking for unused parameters
+            # keeps the groups.
+            self.running = DistributedDataParallel(model, device_ids=devices, find_unused_parameters=ranks.num > 2)
         if options.compile:
             self.running.compile()
 
@@ -152,7 +156,7 @@ class Learner:
         labels = batch.labels.to(self.device, non_blocking=True)
         if len(labels) == 0:
             pictures = torch.zeros(1, *self.image_shape, device=self.device)
-            labels = labels.new_zeros(1, *labels.shape[1:])
+            labels = labels.new_zeros((1, self.num_classes) if self.task.multi_label else 1)
         if self.mixup is None:
             return pictures, labels
         with seeded(derive_seed(self.recipe.seed, MIX, *at)):

@@ -296,7 +296,8 @@ def check_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: --out must be a new folder or a run folder.")
-    if not out.is_dir() or {path.name for path in out.iterdir()} <= {run_folder.LOCK}:
+    # A run that was killed at its very beginning leaves its lock and a half-written recipe
+    if not out.is_dir() or all(run_folder.is_leftover(path) for path in out.iterdir()):
         return
     if not (out / run_folder.RECIPE).exists():
         raise UserError(f"The folder {out} holds something else than a run: choose another --out.")
@@ -312,8 +313,12 @@ def check_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
 
 def begin_folder(recipe: Recipe, out: Path, *, num_steps: int, overwrite: bool) -> None:
     """Write the recipe into the run folder, unless it is there; with ``overwrite`` what is there goes first."""
+    for leftover in out.rglob(".*.tmp"):  # of a process that was killed while writing
+        leftover.unlink()
     if overwrite:
-        for path in out.iterdir():
+        # At any instant the rest is an unfinished run: it neither counts as finished nor as something else
+        (out / run_folder.SUMMARY).unlink(missing_ok=True)
+        for path in sorted(out.iterdir(), key=lambda path: path.name == run_folder.RECIPE):
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.name != run_folder.LOCK:
