@@ -79,7 +79,7 @@ def parse(arguments: Sequence[str]) -> Command:
     while True:  # until the recipe that was parsed is the one whose values it started from
         parsed = tyro.cli(Train, prog="comvex train", args=rest, default=default, config=(FlagCreatePairsOff,))
         fitting = Train.starting_from(parsed.name, parsed.recipe.model.preset)
-        if fitting == default or fitting == Train.starting_from(default.name, default.recipe.model.preset):
+        if fitting == default:
             return parsed
         default = fitting
 

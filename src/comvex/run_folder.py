@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,21 @@ LAST_WEIGHTS = Path("weights") / "last.safetensors"
 CHECKPOINTS = "checkpoints"
 FAILURE = "failure"
 LOCK = ".lock"
+
+
+def checkpoint_name(step: int) -> str:
+    """What the checkpoint of a step is called."""
+    return f"step-{step:08d}"
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step of a checkpoint, from its name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """The checkpoints in a folder of them, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
 
 
 class BusyError(UserError):

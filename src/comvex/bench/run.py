@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from comvex.bench.figures import Measured, growth, ratios
 from comvex.bench.flop import count_flop
@@ -25,6 +24,7 @@ from comvex.bench.steps import Job, Step, difference_to_eager, export, make_step
 from comvex.convit.config import check_integer
 from comvex.device import choose_device
 from comvex.errors import UserError
+from comvex.terminal import progress_bar
 
 WARM_UP = 2
 SHORTEST_ROUND = 0.05
@@ -92,14 +92,11 @@ def measure_all(
     plan: Plan, *, rounds: int, threads: int, device: torch.device, gemm_sides: Sequence[int]
 ) -> list[Measured]:
     """Every scene, with a bar on standard error that is drawn only in a terminal."""
-    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
     total = sum(1 + 2 * len(plan.forms[scene.mode]) + rounds for scene in plan.scenes)
     with (
         # Drawn between the rounds only: a thread that draws would take time from what is measured.
-        Progress(
-            *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal, auto_refresh=False
-        ) as bar,
+        progress_bar(*columns, TimeRemainingColumn(), auto_refresh=False) as bar,
         tempfile.TemporaryDirectory(prefix="comvex-bench-") as folder,
     ):
         task = bar.add_task("", total=total)

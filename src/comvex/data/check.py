@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from comvex.data.examine import Finding, examine_all
 from comvex.data.picture_set import DataSet
 from comvex.data.sources import open_data
+from comvex.terminal import progress_bar
 
 FEWEST = 5
 """Training pictures below which a class counts as too small."""
@@ -79,9 +79,8 @@ def checked_pictures(data: DataSet, *, kept_as: str, workers: int) -> tuple[list
     named = {"train": data.train, "val": data.val, "test": data.test}
     parts = {name: part for name, part in named.items() if part is not None}
     everything = [picture for part in parts.values() for picture in part.pictures]
-    console = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with progress_bar(*columns, transient=True) as progress:
         task = progress.add_task("reading pictures", total=len(everything))
         findings, num_known = examine_all(
             kept_as, everything, workers=workers, advance=lambda count: progress.advance(task, count)

@@ -95,7 +95,7 @@ class PictureSet:
         return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataSet:
     """Labelled pictures in up to three parts, and what a model for them needs to know."""
 
@@ -108,11 +108,11 @@ class DataSet:
     """Side in pixels that a model takes unless told otherwise."""
     patch_size: int
     """Patch that goes with that size."""
-    dim: int
+    dim: int = 96
     """Token width that a small model takes unless told otherwise."""
-    heads: int
+    heads: int = 4
     """Attention heads of such a model; 9 start as a 3 x 3 kernel, 4 as a 2 x 2 one."""
-    learning_rate: float
+    learning_rate: float = 1e-3
     """Peak learning rate that suits such a model."""
     channels: int
     mean: tuple[float, ...]
@@ -166,9 +166,6 @@ def picture_files_data(
         test=test,
         image_size=64,
         patch_size=8,
-        dim=96,
-        heads=4,
-        learning_rate=1e-3,
         channels=3,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,

@@ -8,7 +8,7 @@ from comvex import run_folder
 from comvex.errors import UserError
 from comvex.files import read_table
 from comvex.inference.predictor import Predictor, load
-from comvex.training.checkpoint import checkpoint_folders, load_checkpoint
+from comvex.training.checkpoint import load_checkpoint
 
 
 def load_at(source: str | Path, *, epoch: int | None = None, device: str = "auto") -> Predictor:
@@ -22,8 +22,11 @@ def load_at(source: str | Path, *, epoch: int | None = None, device: str = "auto
     run = Path(source)
     run_folder.read_recipe(run)
     epochs = epochs_by_step(run)
-    kept = {epochs[folder.name]: folder for folder in checkpoint_folders(run / run_folder.CHECKPOINTS)
-            if folder.name in epochs}  # fmt: skip
+    kept = {
+        epochs[step]: path
+        for path in run_folder.checkpoint_folders(run / run_folder.CHECKPOINTS)
+        if (step := run_folder.checkpoint_step(path)) in epochs
+    }
     if epoch not in kept:
         there = ", ".join(map(str, sorted(kept))) or "none"
         raise UserError(
@@ -35,10 +38,10 @@ def load_at(source: str | Path, *, epoch: int | None = None, device: str = "auto
     return predictor
 
 
-def epochs_by_step(run: Path) -> dict[str, int]:
-    """The names of checkpoints at the ends of epochs, and their epochs."""
+def epochs_by_step(run: Path) -> dict[int, int]:
+    """The epoch that each step at the end of one ended."""
     rows = read_table(run / run_folder.METRICS)
-    return {f"step-{row['step']:08d}": int(row["epoch"] or 0) for row in rows}
+    return {int(row["step"] or 0): int(row["epoch"] or 0) for row in rows}
 
 
 def title_of(source: str | Path, epoch: int | None) -> str:

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
 from comvex import run_folder
 from comvex.convit.analysis import (
@@ -36,6 +34,7 @@ from comvex.explain.query import parse_query
 from comvex.explain.seen import SeenPicture, see
 from comvex.files import read_table, write_table
 from comvex.inference.predictor import Predictor
+from comvex.terminal import progress_bar
 from comvex.training.curves import draw_heads
 
 PAGE, TABLE = "report.html", "heads.csv"
@@ -77,8 +76,7 @@ def explain(
     predictor = load_at(source, epoch=epoch, device=device)
     chosen = choose(predictor, layers=layers, heads=heads, query=query)
     seen, problems = see_all(predictor, pictures)
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+    with progress_bar(transient=True) as progress:
         bar = progress.add_task("drawing", total=len(seen) + 2)
         inputs = (picture.inputs for picture in seen)
         found = nonlocality(predictor.model, inputs)

@@ -1,4 +1,4 @@
-"""What the processes of a distributed evaluation tell each other; a process alone has nobody to tell."""
+"""What the processes of a distributed run tell each other; a process alone has nobody to tell."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar

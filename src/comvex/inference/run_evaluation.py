@@ -11,8 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from comvex import run_folder
@@ -30,6 +28,7 @@ from comvex.inference.evaluate import Evaluation, evaluate
 from comvex.inference.predictor import Predictor, load
 from comvex.inference.processes import place_and_number
 from comvex.inference.task import Task
+from comvex.terminal import progress_bar
 
 Part = Literal["test", "val", "train", "all"]
 
@@ -206,8 +205,7 @@ def evaluate_parts(
     ]
     model = without_position_embedding(predictor.model) if changes.mask_position_embedding else predictor.model
     num_pictures = sum(len(loader.sampler) for loader in loaders)  # pyright: ignore[reportArgumentType]
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+    with progress_bar(transient=True) as progress:
         bar = progress.add_task(f"evaluating {num_pictures} pictures", total=num_pictures)
         return evaluate(
             Reordered(model, order),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from comvex.convit.weights import file_sha256, save_tensors
 from comvex.convit.weights_files import read_safetensors
 from comvex.errors import UserError
 from comvex.files import write_text
+from comvex.run_folder import checkpoint_folders, checkpoint_name, checkpoint_step
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int, spare: i
 
     Raises ``OSError`` if it cannot be written; nothing is removed then, and nothing half-written is left.
     """
-    complete = folder / f"step-{checkpoint.step:08d}"
+    complete = folder / checkpoint_name(checkpoint.step)
     unfinished = folder / f".{complete.name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
@@ -57,7 +57,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int, spare: i
         shutil.rmtree(complete)
     unfinished.rename(complete)
     for old in checkpoint_folders(folder)[:-keep]:
-        if old.name != f"step-{spare or 0:08d}":
+        if checkpoint_step(old) != spare:
             remove(old)
 
 
@@ -74,15 +74,10 @@ def remove_unfinished(folder: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def checkpoint_folders(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
-
-
 def set_damaged_aside(folder: Path, *, after: int) -> None:
     """Rename the checkpoints after a step, all of them damaged, so that they do not count as the newest."""
     for checkpoint in checkpoint_folders(folder):
-        if int(checkpoint.name[5:]) > after:
+        if checkpoint_step(checkpoint) > after:
             aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
             shutil.rmtree(aside, ignore_errors=True)
             checkpoint.rename(aside)

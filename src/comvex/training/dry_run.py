@@ -31,14 +31,13 @@ def dry_run(recipe: Recipe, folder: Path, *, options: Options) -> str:
     draw_samples(plan, folder / "samples.png")
     draw_schedule(plan, folder / "schedule.png")
     data, config = plan.data, plan.model.config
-    num_parameters = sum(parameter.numel() for parameter in plan.model.parameters())
     return "\n".join(
         [
             "Recipe:",
             *(f"  {line}" for line in json.dumps(plan.recipe.to_dict(), indent=2).splitlines()[1:-1]),
             "Model:",
             f"  {config}",
-            f"  {num_parameters:,} parameters",
+            f"  {plan.num_parameters:,} parameters",
             "Parameter groups (the largest learning rate of each):",
             *group_lines(plan),
             "Data:",

@@ -18,7 +18,6 @@ from comvex.data.loading import Batch
 from comvex.data.picture_set import PictureSet
 from comvex.errors import UserError
 from comvex.files import write_text
-from comvex.training.checkpoint import checkpoint_folders
 from comvex.training.recipe import Recipe
 from comvex.training.step import Learner, NotFiniteError
 
@@ -39,7 +38,7 @@ def keep_failure(
     The folder RUN/failure/step-N-rank-R holds the weights, the optimiser's state, the batch as tensors, and the names
     of its pictures in failure.json.
     """
-    folder = out / run_folder.FAILURE / f"step-{step:08d}-rank-{learner.ranks.rank}"
+    folder = out / run_folder.FAILURE / f"{run_folder.checkpoint_name(step)}-rank-{learner.ranks.rank}"
     names = [pictures.name(int(index)) for batch in batches for index in batch.indices]
     for name, tensors in learner.tensors().items():
         save_tensors(tensors, folder / f"{name}.safetensors")
@@ -88,8 +87,12 @@ def out_of_memory(recipe: Recipe) -> str:
 
 
 def cannot_write(out: Path, reason: str) -> str:
-    kept = checkpoint_folders(out / run_folder.CHECKPOINTS)
-    last = f"the checkpoint of step {int(kept[-1].name[5:])} is kept" if kept else "there is no checkpoint yet"
+    kept = run_folder.checkpoint_folders(out / run_folder.CHECKPOINTS)
+    last = (
+        f"the checkpoint of step {run_folder.checkpoint_step(kept[-1])} is kept"
+        if kept
+        else "there is no checkpoint yet"
+    )
     return (
         f"The run folder {out} cannot be written to ({reason}): {last}; make room and repeat the command, which goes "
         "on from there."

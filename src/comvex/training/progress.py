@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from comvex.terminal import progress_bar
 
 if TYPE_CHECKING:
     from comvex.training.record import EpochSums, RunRecord
@@ -85,8 +87,7 @@ class RunProgress:
     """
 
     def __init__(self, num_steps: int, *, start: int, per_epoch: int, batch_size: int, enabled: bool) -> None:
-        console = Console(stderr=True)
-        self.bar = Progress(
+        self.bar = progress_bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
@@ -94,8 +95,7 @@ class RunProgress:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=console,
-            disable=not (enabled and console.is_terminal),
+            enabled=enabled,
         )
         self.task = self.bar.add_task("training", total=num_steps, completed=start, note="")
         self.num_steps, self.per_epoch, self.batch_size = num_steps, per_epoch, batch_size

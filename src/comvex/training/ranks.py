@@ -12,11 +12,12 @@ import torch
 import torch.distributed as dist
 
 from comvex.errors import UserError
+from comvex.inference.processes import join_over_processes, place_and_number, sum_over_processes
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process and how many there are; with one, everything here is a matter of course and costs nothing."""
+    """This process and how many there are; with one, everything here is a matter of course."""
 
     rank: int = 0
     num: int = 1
@@ -28,19 +29,11 @@ class Ranks:
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each value summed over the processes, the same everywhere."""
-        if self.num == 1:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
-        return total.tolist()
+        return sum_over_processes(torch.tensor(values, dtype=torch.float64), torch.device("cpu")).tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """Everyone's value, by rank, the same everywhere."""
-        if self.num == 1:
-            return [value]
-        values: list[Any] = [None] * self.num
-        dist.all_gather_object(values, value)
-        return values
+        return join_over_processes([value])
 
     def wait(self) -> None:
         """Go on when all have come here."""
@@ -62,7 +55,7 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
     """
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         # inside another program that has set up its own group, or alone
-        yield Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
+        yield Ranks(*place_and_number())
         return
     local, local_num = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if device.type == "cuda":
@@ -76,6 +69,6 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
         raise UserError("device is 'mps', which one process alone can use: run without torchrun, or with --device cpu.")
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
+        yield Ranks(*place_and_number())
     finally:
         dist.destroy_process_group()

@@ -80,7 +80,6 @@ class RunRecord:
         self.unreadable: dict[str, None] = {}  # in the order of their first appearance
         self.board: SummaryWriter | None = None
         self.epoch_start = time.perf_counter()
-        self.saved_step = 0
 
     def resume(self, learner: Learner) -> tuple[int, EpochSums]:
         """Bring everything to the newest undamaged checkpoint; returns the number of steps done and the sums so far.
@@ -109,7 +108,6 @@ class RunRecord:
         self.heads = read_heads(self.out / run_folder.HEADS, epochs=len(self.history))
         self.unreadable = dict.fromkeys(state["unreadable"])
         self.epoch_start = time.perf_counter() - state["epoch_seconds"]
-        self.saved_step = step
         LOGGER.info("resumed at step %d", step)
         if len(state["sums"]) != self.ranks.num:
             LOGGER.warning(
@@ -140,7 +138,6 @@ class RunRecord:
             keep=self.options.keep_checkpoints,
             spare=best,
         )
-        self.saved_step = step
 
     def add_unreadable(self, messages: list[str]) -> None:
         """Note training pictures that could not be read; each is told once."""

@@ -122,8 +122,8 @@ def read_figures(run: Path) -> dict[str, Any]:
 
 def last_step(run: Path) -> int | None:
     """The step of the newest checkpoint, None if there is none."""
-    steps = [int(folder.name.removeprefix("step-")) for folder in (run / run_folder.CHECKPOINTS).glob("step-????????")]
-    return max(steps, default=None)
+    checkpoints = run_folder.checkpoint_folders(run / run_folder.CHECKPOINTS)
+    return run_folder.checkpoint_step(checkpoints[-1]) if checkpoints else None
 
 
 def planned_steps(run: Path) -> int | None:

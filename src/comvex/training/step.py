@@ -111,7 +111,7 @@ class Learner:
         """
         self.schedule.step_update(step - 1)
         self.optimizer.zero_grad(set_to_none=True)
-        loss_sum = torch.zeros((), device=self.device)
+        loss_sum, num_own = torch.zeros((), device=self.device), sum(len(batch.labels) for batch in batches)
         for micro, batch in enumerate(batches):
             last = micro == len(batches) - 1
             loss_sum += self.backward(batch, num_pictures, last=last, at=(step, micro, self.ranks.rank))
@@ -120,12 +120,12 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
         checked = loss_sum if self.scaler.is_enabled() else loss_sum + norm  # a scaled gradient may overflow: skipped
         if not math.isfinite(checked.item()):
-            raise NotFiniteError(loss_sum.item() / max(1, sum(len(batch.labels) for batch in batches)), norm.item())
+            raise NotFiniteError(loss_sum.item() / max(1, num_own), norm.item())
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
             self.ema.update(self.model, step)
-        return StepResult(loss_sum, sum(len(batch.labels) for batch in batches), norm)
+        return StepResult(loss_sum, num_own, norm)
 
     def backward(self, batch: Batch, num_pictures: int, *, last: bool, at: tuple[int, int, int]) -> Tensor:
         """Forward and backward of one micro-batch; returns its loss, summed over its pictures."""

@@ -60,6 +60,11 @@ class Plan:
     device: torch.device
     ranks: Ranks
 
+    @property
+    def num_parameters(self) -> int:
+        """Trained and frozen numbers of the model."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
 
 def make_plan(recipe: Recipe, options: Options, device: torch.device, ranks: Ranks) -> Plan:
     """Open the data and settle what the recipe leaves open; raises ``ValueError`` for whatever does not fit."""
@@ -153,8 +158,7 @@ def carry_out(plan: Plan, out: Path, stop: StopRequest) -> dict[str, Any]:
         ranks.wait()
         best = load_model(out / run_folder.BEST_WEIGHTS).to(plan.device)
         part = "test" if data.test is not None and len(data.test) else "val"
-        num_parameters = sum(parameter.numel() for parameter in plan.model.parameters())
-        return record.finish(evaluate_part(best, plan, part), part=part, num_parameters=num_parameters)
+        return record.finish(evaluate_part(best, plan, part), part=part, num_parameters=plan.num_parameters)
 
 
 def train_steps(plan: Plan, learner: Learner, record: RunRecord, stop: StopRequest) -> None:
@@ -215,8 +219,8 @@ def describe(plan: Plan) -> None:
         "%d parameters, %d x %d pixels; %d steps on %s%s",
         data.name, len(data.classes), " (multi-label)" if data.multi_label else "",
         len(data.train), len(data.val or ()), len(data.test or ()),
-        sum(parameter.numel() for parameter in plan.model.parameters()), *plan.preprocessing.image_size,
-        plan.num_steps, plan.device, f", {ranks.num} processes" if ranks.num > 1 else "",
+        plan.num_parameters, *plan.preprocessing.image_size, plan.num_steps, plan.device,
+        f", {ranks.num} processes" if ranks.num > 1 else "",
     )  # fmt: skip
 
 
