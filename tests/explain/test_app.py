@@ -96,12 +96,11 @@ def visit(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
     assert troubles == []
 
 
-def click(page: Any, row: int, column: int, *, grid: int = 4) -> None:
+def click(page: Any, row: int, column: int) -> None:
     """Click the middle of a patch of the 4 x 4 of the run's pictures."""
-    canvas = page.locator("#cx-canvas img")
+    canvas = page.locator(".cx-patches")
     box = canvas.bounding_box()
-    place = {"x": (column + 0.5) * box["width"] / grid, "y": (row + 0.5) * box["height"] / grid}
-    canvas.click(position=place)
+    canvas.click(position={"x": (column + 0.5) * box["width"] / 4, "y": (row + 0.5) * box["height"] / 4})
 
 
 def wait_for_patch(page: Any, row: int, column: int) -> None:
@@ -183,16 +182,42 @@ def test_photographs_grey_pictures_and_what_is_no_picture(visit, tmp_path):
 @needs_browser
 def test_forty_clicks_in_a_row_end_at_the_last(visit):
     page = visit()
-    page.set_default_timeout(120_000)  # each is answered in turn; how long forty take depends on the machine
-    canvas = page.locator("#cx-canvas img")
+    canvas = page.locator(".cx-patches")
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
-    for number in range(40):
-        row, column = number % 4, number // 4 % 4
-        page.mouse.click(
-            box["x"] + (column + 0.5) * box["width"] / 4, box["y"] + (row + 0.5) * box["height"] / 4
-        )  # fmt: skip
-    wait_for_patch(page, 3, 1)
+    patches = [(number % 4, number // 4 % 3) for number in range(39)]
+    for row, column in [*patches, (2, 3)]:  # no click before is in the last column
+        page.mouse.click(box["x"] + (column + 0.5) * box["width"] / 4, box["y"] + (row + 0.5) * box["height"] / 4)
+    assert "row 2, column 3" in page.locator("#cx-patch").inner_text()
+    wait_for_patch(page, 2, 3)
+    click(page, 0, 0)
+    wait_for_patch(page, 0, 0)
+
+
+@needs_browser
+def test_the_patch_moves_with_the_arrow_keys_and_stays_in_the_picture(visit):
+    page = visit()
+    page.locator(".cx-patches").focus()
+    for key in ("ArrowUp", "ArrowRight"):
+        page.keyboard.press(key)
+    wait_for_patch(page, 1, 3)
+    for _ in range(5):
+        page.keyboard.press("ArrowDown")
+    wait_for_patch(page, 3, 3)
+    frame, picture = page.locator(".cx-frame").bounding_box(), page.locator(".cx-patches").bounding_box()
+    for side, length in (("x", "width"), ("y", "height")):
+        assert frame[side] + frame[length] == pytest.approx(picture[side] + picture[length], abs=1)
+        assert frame[length] == pytest.approx(picture[length] / 4, abs=1)
+
+
+@needs_browser
+def test_another_picture_is_looked_at_from_its_middle(visit):
+    page = visit()
+    click(page, 0, 0)
+    wait_for_patch(page, 0, 0)
+    page.locator("#cx-examples button").nth(2).click()
+    wait_for_patch(page, 2, 2)
+    assert "row 2, column 2" in page.locator("#cx-patch").inner_text()
     click(page, 0, 0)
     wait_for_patch(page, 0, 0)
 

@@ -3,14 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
 from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
-from comvex.explain.query import parse_query, patch_at
+from comvex.explain.query import parse_query
 from comvex.explain.seen import LARGEST_SHOWN, see
 from comvex.inference.predictor import Predictor
 
@@ -74,11 +72,3 @@ def test_a_query_is_column_and_row():
 def test_a_query_that_is_no_patch_is_refused(text):
     with pytest.raises(UserError, match=r"column X from 0 to 4 and row Y from 0 to 1"):
         parse_query(text, (2, 5))
-
-
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(9, 700), st.integers(9, 700), st.data())
-def test_every_point_of_a_patch_is_in_that_patch(rows, columns, width, height, data):
-    row, column = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, columns - 1))
-    x, y = (column + 0.5) * width / columns, (row + 0.5) * height / rows
-    assert patch_at(x, y, size=(width, height), grid=(rows, columns)) == (row, column)
-    assert patch_at(width, height, size=(width, height), grid=(rows, columns)) == (rows - 1, columns - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -12,14 +13,28 @@ from PIL import Image, ImageOps
 from comvex.errors import UserError
 from comvex.explain.examples import NUM_EXAMPLES
 from comvex.explain.explorer import Explorer, View
-from comvex.explain.panels import classes_html, enlarged, gates_html, heads_html, layers_html
+from comvex.explain.panels import CANVAS_SIDE, as_source, classes_html, enlarged, gates_html, heads_html, layers_html
 
 KEPT_SECONDS = 3600
 """How long what a visitor left behind is kept."""
 KEPT = (KEPT_SECONDS, KEPT_SECONDS)
 """How often the files of visitors are looked through, and how old those are that go; the rest go when the page ends."""
-KEPT = (KEPT_SECONDS, KEPT_SECONDS)
-"""How often files of visitors are looked through, and how old the deleted ones are; on leaving all are deleted."""
+NOWHERE = {"number": -1, "row": 0, "column": 0}
+"""What the canvas holds before a picture is there: the number of its view, and the patch that is looked from."""
+CANVAS = """
+{{#if picture}}
+<div class="cx-patches" tabindex="0" role="application" aria-describedby="cx-patch"
+  aria-label="The picture; click a patch or move with the arrow keys">
+  <img src="${picture}" alt="" draggable="false">
+  <span class="cx-frame" style="left:${100 * value.column / columns}%;top:${100 * value.row / rows}%;
+    width:${100 / columns}%;height:${100 / rows}%"></span>
+</div>
+<p id="cx-patch" class="cx-hint" aria-live="polite">
+  row ${value.row}, column ${value.column} of ${rows} × ${columns} patches
+</p>
+{{/if}}
+"""
+CANVAS_SCRIPT = Path(__file__).with_name("canvas.js").read_text()
 HALVES = ("blended", "content", "positional")
 
 
@@ -45,8 +60,16 @@ def build_page(explorer: Explorer, examples: Sequence[tuple[Image.Image, str]], 
                     elem_id="cx-examples",
                 )
                 message = gr.HTML(elem_id="cx-message")
-                gr.HTML('<p class="cx-head">Click a patch <small>to look from there</small></p>')
-                canvas = gr.Image(show_label=False, format="png", interactive=False, buttons=[], elem_id="cx-canvas")
+                gr.HTML('<p class="cx-head">Click a patch <small>to look from there; arrow keys move it</small></p>')
+                canvas = gr.HTML(
+                    NOWHERE,
+                    html_template=CANVAS,
+                    js_on_load=CANVAS_SCRIPT,
+                    elem_id="cx-canvas",
+                    picture="",
+                    rows=1,
+                    columns=1,
+                )
                 classes = gr.HTML(elem_id="cx-classes")
             with gr.Column(scale=7, min_width=320):
                 layers = gr.HTML(elem_id="cx-layers")
@@ -59,10 +82,12 @@ def build_page(explorer: Explorer, examples: Sequence[tuple[Image.Image, str]], 
                 gates = gr.HTML(gates_html(explorer.gates, layer=0), elem_id="cx-gates")
 
         opened = [view, message, canvas, classes, layers, heads]
-        # Everything is answered, one after the other, so that what is shown last is what was asked last; Gradio's
-        # trigger mode "always_last" would show the first of many clicks
-        in_turn: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple",
-                                 "concurrency_id": "look", "concurrency_limit": 1}  # fmt: skip
+        # One request at a time, in the order in which they come. Of many clicks that come faster than they can be
+        # answered the first and the last are ("always_last": what the page holds when its turn has come).
+        asked: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_id": "look",
+                                 "concurrency_limit": 1}  # fmt: skip
+        in_turn: dict[str, Any] = {**asked, "trigger_mode": "multiple"}
+        newest: dict[str, Any] = {**asked, "trigger_mode": "always_last"}
 
         def show(picture: Any, number: int, chosen: Any, name: str | None = None) -> tuple[Any, ...]:
             try:
@@ -72,7 +97,7 @@ def build_page(explorer: Explorer, examples: Sequence[tuple[Image.Image, str]], 
             return (
                 new,
                 "",
-                new.framed_canvas(),
+                canvas_of(new),
                 classes_html(new.seen.predictions),
                 *panels(explorer, new, number, chosen),
             )
@@ -88,11 +113,11 @@ def build_page(explorer: Explorer, examples: Sequence[tuple[Image.Image, str]], 
             picture, name = examples[0]
             return show(picture, number, chosen, name)
 
-        def click(current: View | None, number: int, chosen: str, event: gr.SelectData) -> tuple[Any, ...]:
-            if current is None:
-                return tuple([gr.skip()] * 4)
-            new = explorer.look_from(current, *event.index)
-            return new, new.framed_canvas(), *panels(explorer, new, number, chosen)
+        def look(current: View | None, patch: dict[str, int], number: int, chosen: str) -> tuple[Any, ...]:
+            if current is None or patch["number"] != current.number:  # of the picture before
+                return tuple([gr.skip()] * 3)
+            new = explorer.look_from(current, (patch["row"], patch["column"]))
+            return new, *panels(explorer, new, number, chosen)
 
         def turn(current: View | None, number: int, chosen: str) -> tuple[Any, ...]:
             table = gates_html(explorer.gates, layer=number)
@@ -101,11 +126,23 @@ def build_page(explorer: Explorer, examples: Sequence[tuple[Image.Image, str]], 
         choice = [layer, half]
         drop.upload(open_file, [drop, *choice], [drop, *opened], **in_turn)
         gallery.select(open_example, choice, opened, **in_turn)
-        canvas.select(click, [view, *choice], [view, canvas, layers, heads], **in_turn)
+        canvas.select(look, [view, canvas, *choice], [view, layers, heads], **newest)
         for control in choice:
-            control.change(turn, [view, *choice], [layers, heads, gates], **in_turn)
+            control.change(turn, [view, *choice], [layers, heads, gates], **newest)
         page.load(open_first, choice, opened, **in_turn)
     return page
+
+
+def canvas_of(view: View) -> gr.HTML:
+    """The picture to choose a patch on."""
+    row, column = view.query
+    rows, columns = view.grid
+    return gr.HTML(
+        {"number": view.number, "row": row, "column": column},
+        picture=as_source(enlarged(view.seen.shown, CANVAS_SIDE).convert("RGB")),
+        rows=rows,
+        columns=columns,
+    )
 
 
 def panels(explorer: Explorer, view: View, layer: int, half: Any) -> tuple[str, str]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from comvex.convit.analysis import AttentionMaps, attention_maps, gates
 from comvex.data.reading import UnreadablePictureError, printable
-from comvex.explain.panels import CANVAS_SIDE, enlarged, with_frame
-from comvex.explain.query import parse_query, patch_at
+from comvex.explain.query import parse_query
 from comvex.explain.seen import SeenPicture, see
 from comvex.inference.predictor import Picture, Predictor
 
@@ -26,18 +25,14 @@ class View:
     """(row, column) of the patch to look from."""
     maps: list[AttentionMaps]
     """Where it looks, an entry for each layer."""
-    canvas: Image.Image
-    """The picture to click on."""
+    number: int
+    """Tells the pictures apart that were opened, so that a click on one is not taken for one on the next."""
 
     @property
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of patches."""
         rows, columns = self.maps[0].content.shape[-2:]
         return rows, columns
-
-    def framed_canvas(self) -> Image.Image:
-        """The picture to click on, with a frame around the patch that is looked from."""
-        return with_frame(self.canvas, self.query, self.grid)
 
 
 class Explorer:
@@ -47,6 +42,7 @@ class Explorer:
         self.predictor = predictor
         self.gates = gates(predictor.model)
         self.lock = threading.Lock()
+        self.numbers = itertools.count()
 
     def open(self, picture: Picture, *, name: str | None = None) -> View:
         """A picture with its classes, looked at from its middle patch.
@@ -63,11 +59,10 @@ class Explorer:
             raise UnreadablePictureError(str(error).replace(printable(picture), short)) from error
         grid = self.predictor.model.patch_embed.grid_of(*seen.inputs.shape[-2:])
         query = parse_query(None, grid)
-        return View(seen, query, self.maps(seen, query), enlarged(seen.shown, CANVAS_SIDE))
+        return View(seen, query, self.maps(seen, query), next(self.numbers))
 
-    def look_from(self, view: View, x: float, y: float) -> View:
-        """The same picture looked at from the patch under the point x, y of the canvas."""
-        query = patch_at(x, y, size=view.canvas.size, grid=view.grid)
+    def look_from(self, view: View, query: tuple[int, int]) -> View:
+        """The same picture looked at from another patch (row, column)."""
         return replace(view, query=query, maps=self.maps(view.seen, query))
 
     @torch.no_grad()

@@ -21,9 +21,3 @@ def parse_query(text: str | None, grid: tuple[int, int]) -> tuple[int, int]:
     if not (0 <= row < rows and 0 <= column < columns):
         raise UserError(f"query is {text!r}: {allowed}")
     return row, column
-
-
-def patch_at(x: float, y: float, *, size: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
-    """The patch (row, column) under the point x, y of a shown picture of ``size`` (width, height) pixels."""
-    rows, columns = grid
-    return min(rows - 1, max(0, int(y * rows / size[1]))), min(columns - 1, max(0, int(x * columns / size[0])))
