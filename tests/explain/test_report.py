@@ -139,6 +139,13 @@ def test_a_report_is_replaced_only_on_request(report, small_run, digits, tmp_pat
         explain(small_run, digits[:1], out=file)
 
 
+def test_a_replaced_report_leaves_no_figure_of_the_old_one(small_run, digits, tmp_path):
+    (tmp_path / "mine.png").write_bytes(b"is no figure of the report")
+    for query in ("0,0", "1,2"):
+        found = explain(small_run, digits[:1], out=tmp_path, query=query, overwrite=True)
+        assert {file.name for file in tmp_path.glob("*.png")} == {*found["figures"], "mine.png"}
+
+
 def test_no_readable_picture_is_one_sentence(small_run, tmp_path):
     with pytest.raises(UserError, match=r"There is no picture .*nowhere\.png"):
         explain(small_run, [tmp_path / "nowhere.png"], out=tmp_path / "out")

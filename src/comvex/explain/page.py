@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -80,10 +81,18 @@ def write_page(
     write_text(file, f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n')
 
 
+def files_of(page: Path) -> set[str]:
+    """The names of the PNG files that belong to a page that was written before; none if there is no such page."""
+    if not page.is_file():
+        return set()
+    return set(re.findall(r'<figure data-file="([^"/]+\.png)">', page.read_text(errors="replace")))
+
+
 def figure_html(figure: Figure) -> str:
     content = base64.b64encode(figure.file.read_bytes()).decode()
     return (
-        f"<h3>{escape(figure.heading)}</h3><figure><figcaption>{escape(figure.caption)}</figcaption>"
+        f'<h3>{escape(figure.heading)}</h3><figure data-file="{escape(figure.file.name)}">'
+        f"<figcaption>{escape(figure.caption)}</figcaption>"
         f'<img alt="{escape(figure.heading)}" src="data:image/png;base64,{content}"></figure>'
     )
 

@@ -29,7 +29,7 @@ from comvex.data.reading import UnreadablePictureError
 from comvex.errors import UserError
 from comvex.explain.epochs import load_at, title_of
 from comvex.explain.figures import draw_class_token, draw_gates, draw_kernels, draw_nonlocality, draw_query
-from comvex.explain.page import Figure, PictureSection, write_page
+from comvex.explain.page import Figure, PictureSection, files_of, write_page
 from comvex.explain.query import parse_query
 from comvex.explain.seen import SeenPicture, see
 from comvex.files import read_table, write_table
@@ -70,9 +70,10 @@ def explain(
     and heads.csv.
 
     Raises ``ValueError`` for a layer, head or patch that is not there, if no picture can be read, or if the folder
-    has a report already and ``overwrite`` is not set.
+    has a report already and ``overwrite`` is not set; with it the figures of that report go.
     """
     check_out(out, overwrite=overwrite)
+    before = files_of(out / PAGE)
     predictor = load_at(source, epoch=epoch, device=device)
     chosen = choose(predictor, layers=layers, heads=heads, query=query)
     seen, problems = see_all(predictor, pictures)
@@ -96,6 +97,8 @@ def explain(
         pictures=sections,
     )
     files = [figure.file.name for figure in figures + [figure for section in sections for figure in section.figures]]
+    for name in before.difference(files):
+        (out / name).unlink(missing_ok=True)
     return {
         "report": str(out / PAGE),
         "figures": files,
