@@ -18,6 +18,7 @@ from comvex.commands.convert import Convert
 from comvex.commands.data import Data
 from comvex.commands.evaluate import Evaluate
 from comvex.commands.explain import Explain
+from comvex.commands.export import Export
 from comvex.commands.predict import Predict
 from comvex.commands.runs import Runs
 from comvex.commands.study import RunStudy
@@ -40,6 +41,7 @@ COMMANDS: dict[str, type[Command]] = {
     "explain": Explain,
     "app": App,
     "convert": Convert,
+    "export": Export,
     "data": Data,
     "runs": Runs,
     "bench": Bench,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.convit.weights import default_preprocessing, load_model
@@ -20,9 +20,11 @@ from comvex.data.reading import UnreadablePictureError, read_picture, to_channel
 from comvex.data.transforms import Preprocessing
 from comvex.device import choose_device
 from comvex.errors import UserError
+from comvex.inference.exported import ExportedModel, is_exported, open_exported
 from comvex.inference.task import choose_task
 
 Picture = str | Path | Image.Image | np.ndarray
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,17 @@ class Prediction:
     probability: float
 
 
-class Predictor:
+class Predictor(Generic[Model]):
     """A model with the preprocessing and the labels that belong to it.
 
-    ``model`` is the network, ``transform`` maps what ``read`` gives to its input tensor, ``labels`` are the classes
-    in the order of the logits, ``preprocessing`` says what the transform does, ``multi_label`` whether a picture may
-    have none or several of the classes.
+    ``model`` is the network, or an exported file as one; ``transform`` maps what ``read`` gives to its input tensor,
+    ``labels`` are the classes in the order of the logits, ``preprocessing`` says what the transform does,
+    ``multi_label`` whether a picture may have none or several of the classes.
     """
 
     def __init__(
         self,
-        model: ConViTWithLinearClassifier,
+        model: Model,
         *,
         preprocessing: Preprocessing,
         labels: Sequence[str],
@@ -121,7 +123,7 @@ def predict_files(
     """The most probable classes of picture files, and a message for each file that cannot be read."""
     if top < 1:
         raise UserError(f"top is {top}: it must be at least 1.")
-    predictor = load(source, device=device)
+    predictor = open_predictor(source, device=device)
     predictions: dict[str, list[dict[str, Any]]] = {}
     problems = []
     for first in range(0, len(files), batch_size):
@@ -137,13 +139,42 @@ def predict_files(
     return predictions, problems
 
 
-def load(source: str | Path, *, device: str = "auto") -> Predictor:
+def open_predictor(source: str | Path, *, device: str = "auto") -> Predictor[Any]:
+    """The predictor of weights (``load``) or of an exported model (``load_exported``)."""
+    return load_exported(source, device=device) if is_exported(source) else load(source, device=device)
+
+
+def load_exported(source: str | Path, *, device: str = "auto") -> Predictor[ExportedModel]:
+    """The predictor of a folder that ``comvex export`` wrote: its file in its runtime, on the CPU.
+
+    Raises ``ValueError`` if there is no such folder, it is not whole, its runtime is not installed, or another device
+    is asked for.
+    """
+    if device not in ("auto", "cpu"):
+        raise UserError(f"device is {device!r}: it must be cpu or auto, since exported models run on the CPU.")
+    model = open_exported(Path(source))
+    info = model.info
+    return Predictor(
+        model,
+        preprocessing=Preprocessing.from_dict(info.preprocessing),
+        labels=info.labels,
+        device=torch.device("cpu"),
+        multi_label=info.multi_label,
+    )
+
+
+def load(source: str | Path, *, device: str = "auto") -> Predictor[ConViTWithLinearClassifier]:
     """The predictor of a run folder (its best weights), a weights file, a published name or a model on the Hub.
 
     ``comvex.load("runs/mine")``, ``comvex.load("convit_tiny.fb_in1k")``, ``comvex.load("owner/name")``; a weights file
     may be ours, timm's or the official repository's. ``device`` is "auto", "cpu", "cuda" or "mps". Raises
     ``ValueError`` if there is no such model, or its files are damaged or of another version.
     """
+    if is_exported(source):
+        raise UserError(
+            f"{source} is an exported model, which comvex predict, comvex evaluate and comvex.load_exported run: what "
+            "looks inside a model needs its weights."
+        )
     model = load_model(source)
     info = model.info
     assert info is not None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from comvex import run_folder
 from comvex.convit.analysis import without_position_embedding
 from comvex.convit.config import as_pair
+from comvex.convit.model import ConViTBackbone
 from comvex.data.loading import evaluation_loader
 from comvex.data.picture_set import PictureSet
 from comvex.data.sources import DataSet, find_data, open_data
@@ -25,7 +26,8 @@ from comvex.files import write_table
 from comvex.inference.calibration import draw_reliability
 from comvex.inference.classes import match_classes
 from comvex.inference.evaluate import Evaluation, evaluate
-from comvex.inference.predictor import Predictor, load
+from comvex.inference.exported import ExportedModel
+from comvex.inference.predictor import Predictor, open_predictor
 from comvex.inference.processes import place_and_number
 from comvex.inference.task import Task
 from comvex.terminal import progress_bar
@@ -141,7 +143,7 @@ def evaluate_run(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: it must be at least 1.")
     changes = changes or Changes()
-    predictor = load(source, device=device)
+    predictor = open_predictor(source, device=device)
     data_set = evaluation_data(source, data, part=part).read_at(full_depth=predictor.preprocessing.full_depth)
     check_task(predictor, data_set)
     order = class_order(predictor, data_set)
@@ -190,6 +192,7 @@ def evaluate_parts(
 ) -> Evaluation:
     """Evaluate on all pictures of the parts, with a progress bar in a terminal."""
     preprocessing = changes.preprocessing(predictor.preprocessing)
+    model = changed_model(predictor.model, changes, preprocessing)
     rank, num_ranks = place_and_number()
     loaders = [
         evaluation_loader(
@@ -203,7 +206,6 @@ def evaluate_parts(
         )
         for pictures in parts
     ]
-    model = without_position_embedding(predictor.model) if changes.mask_position_embedding else predictor.model
     num_pictures = sum(len(loader.sampler) for loader in loaders)  # pyright: ignore[reportArgumentType]
     with progress_bar(transient=True) as progress:
         bar = progress.add_task(f"evaluating {num_pictures} pictures", total=num_pictures)
@@ -215,6 +217,19 @@ def evaluate_parts(
             device=predictor.device,
             advance=lambda count: progress.advance(bar, count),
         )
+
+
+def changed_model(model: nn.Module, changes: Changes, preprocessing: Preprocessing) -> nn.Module:
+    """The model to evaluate; raises ``ValueError`` for a change that an exported one does not allow."""
+    if isinstance(model, ExportedModel):
+        model.info.check_size(*preprocessing.image_size)
+        if changes.mask_position_embedding:
+            raise UserError("The position embedding of an exported model cannot be masked: evaluate its weights.")
+        return model
+    if changes.mask_position_embedding:
+        assert isinstance(model, ConViTBackbone)
+        return without_position_embedding(model)
+    return model
 
 
 def write_files(

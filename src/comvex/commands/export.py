@@ -1,0 +1,90 @@
+"""``comvex export``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained model as a file for another runtime, checked against the weights on real pictures.
+
+      comvex export runs/mine --to onnx                              # for ONNX Runtime, pictures of the run's size
+      comvex export runs/mine --to onnx --dynamic batch,size         # any number of pictures of any size
+      comvex export runs/mine --to openvino --precision int8         # the fastest on a CPU
+      comvex export convit_tiny.fb_in1k --to openvino --precision bfloat16 --out tiny
+      comvex predict runs/mine/exported/onnx-float32 photo.jpg       # ... and comvex evaluate run what was exported
+
+    OUT gets the model's file and a config.json with preprocessing, labels, shapes and checksums. The file needs neither
+    comvex nor PyTorch (but for --to torch): input "pictures" (batch, channels, height, width), float32 and normalised;
+    output "logits" (batch, classes). It is opened again and run on real pictures first; if its logits are further from
+    those of the weights than the precision explains, nothing is written and the exit code is 2.
+
+    Needs pip install 'comvex[export]'. Precisions: onnx float32; openvino float32, bfloat16, int8; torch float32,
+    bfloat16.
+    """
+
+    source: Annotated[Positional[str], arg(name="run", metavar="RUN")]
+    """Run folder of comvex train, a weights file (ours, timm's or the official repository's), a published name such as
+    convit_tiny.fb_in1k, or OWNER/NAME on the Hugging Face Hub."""
+    to: Literal["onnx", "openvino", "torch"]
+    """onnx: model.onnx. openvino: model.xml and model.bin. torch: model.pt2, a program of torch.export."""
+    out: Path | None = None
+    """Folder to write. Default: RUN/exported/RUNTIME-PRECISION."""
+    dynamic: Annotated[str, arg(metavar="batch,size")] = ""
+    """What stays open: batch (any number of pictures), size (any height and width that the patches divide), or both.
+    Default: neither, which is fastest: what depends on the size alone is computed once, while exporting."""
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    """What the runtime computes in."""
+    image_size: int | tuple[int, int] | None = None
+    """Picture side in pixels, or HEIGHT WIDTH. Default: that of the weights."""
+    batch_size: int = 1
+    """Pictures a call, unless --dynamic batch leaves that open."""
+    data: str | None = None
+    """Pictures to compare with (test part) and to calibrate int8 on (training part). Default: the run's own; without
+    any, two photographs to compare with."""
+    num_calibration: int = 300
+    """Pictures that int8 is calibrated on."""
+    overwrite: bool = False
+    """Replace an exported model that is there."""
+    json: bool = False
+    """Print one JSON object on standard output, and nothing else there."""
+
+    def run(self) -> int:
+        from comvex.inference.export import ExportPlan, export_model, parse_axes
+
+        plan = ExportPlan(
+            self.to,
+            precision=self.precision,
+            dynamic=parse_axes(self.dynamic),
+            image_size=self.image_size,
+            batch_size=self.batch_size,
+            num_calibration=self.num_calibration,
+        )
+        report = export_model(self.source, plan, out=self.out, data=self.data, overwrite=self.overwrite)
+        print(json.dumps(report) if self.json else describe_export(report))
+        return 0
+
+
+def describe_export(report: dict[str, Any]) -> str:
+    """The report in lines."""
+    sizes = " and ".join(f"{height} x {width}" for height, width in report["sizes"])
+    lines = [
+        f"{report['source']} -> {report['files'][0]} ({report['megabytes']:.1f} MB, {report['precision']})",
+        f"input       pictures ({', '.join(map(str, report['input_shape']))}), float32, normalised",
+        f"compared    with the weights in float32 on {report['num_pictures']} pictures of {report['compared_on']}, "
+        f"{sizes} pixels",
+        f"difference  largest {report['largest_difference']:.2g}, mean {report['mean_difference']:.2g} of a logit; "
+        f"{report['relative_difference']:.1e} of their norm (allowed: {report['tolerance']:.0e})",
+        f"top-1       the same on {report['same_top1']:.1f} % of the pictures",
+    ]
+    if "calibrated_on" in report:
+        lines.append(f"calibrated  on {report['calibrated_on']} training pictures")
+    if report["why_these_pictures"]:
+        lines.append(report["why_these_pictures"])
+    return "\n".join(lines)

@@ -1,0 +1,404 @@
+"""The whole of an export: weights to a file for a runtime, opened again and compared on pictures before it stays."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from comvex import run_folder
+from comvex.convit.config import as_pair, check_integer
+from comvex.convit.model import ConViTWithLinearClassifier
+from comvex.convit.weights.config_file import CONFIG_NAME
+from comvex.data.loading import evaluation_loader
+from comvex.data.picture_set import PictureSet
+from comvex.data.transforms import Preprocessing
+from comvex.errors import UserError
+from comvex.inference.exported import (
+    PROGRAM_FILES,
+    RUNTIME_PACKAGES,
+    ExportedInfo,
+    ExportedModel,
+    Precision,
+    Target,
+    is_exported,
+    open_program,
+    write_exported,
+)
+from comvex.inference.predictor import Predictor, load
+from comvex.inference.programs import (
+    FEWEST_PATCHES,
+    Axis,
+    InPrecision,
+    check_installed,
+    read_for_openvino,
+    trace,
+    with_constant_positions,
+    write_onnx,
+    write_openvino,
+)
+from comvex.inference.quantisation import quantise
+from comvex.inference.run_evaluation import evaluation_data
+from comvex.terminal import progress_bar
+
+PRECISIONS: dict[Target, tuple[Precision, ...]] = {
+    "onnx": ("float32",),
+    "openvino": ("float32", "bfloat16", "int8"),
+    "torch": ("float32", "bfloat16"),
+}
+WRITERS: dict[Target, tuple[str, ...]] = {
+    "onnx": ("onnx", "onnxscript"),
+    "openvino": ("onnx", "onnxscript"),
+    "torch": (),
+}
+"""Packages that writing takes, beyond those of running."""
+TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 2e-1}
+"""Largest norm of the difference to eager float32, over the norm of the logits.
+
+Some hundred roundings of 6e-8 in float32, or of 4e-3 in bfloat16; int8 has steps of 1/127 of the largest value of a
+tensor, whose typical values are several times smaller than that. A program that computes something else is off by the
+norm itself."""
+NUM_PICTURES = 64
+"""Pictures that are compared, if there are so many."""
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What shall be exported; raises ``ValueError`` for what does not exist."""
+
+    to: Target
+    precision: Precision = "float32"
+    dynamic: tuple[Axis, ...] = ()
+    image_size: int | tuple[int, int] | None = None
+    """Side in pixels, or (height, width); None: that of the weights."""
+    batch_size: int = 1
+    """Pictures a call where "batch" is not open."""
+    num_calibration: int = 300
+    """Pictures that set the ranges of int8."""
+
+    def __post_init__(self) -> None:
+        if self.to not in PRECISIONS:
+            raise UserError(f"to is {self.to!r}: it must be one of {', '.join(PRECISIONS)}.")
+        if self.precision not in PRECISIONS[self.to]:
+            others = "; ".join(f"{to} takes {', '.join(given)}" for to, given in PRECISIONS.items())
+            raise UserError(f"precision is {self.precision!r}, which there is not for {self.to}: {others}.")
+        check_integer("batch_size", self.batch_size, at_least=1)
+        check_integer("num_calibration", self.num_calibration, at_least=1)
+        quantising = ("nncf",) if self.precision == "int8" else ()
+        check_installed([*WRITERS[self.to], *RUNTIME_PACKAGES[self.to], *quantising], what=f"Export to {self.to}")
+
+
+def parse_axes(text: str) -> tuple[Axis, ...]:
+    """What --dynamic names, in its own order and once each; raises ``ValueError`` for what there is not."""
+    given = [name.strip() for name in text.split(",")] if text else []
+    if not set(given) <= set(get_args(Axis)):
+        raise UserError(f"dynamic is {text!r}: it must be batch, size, or batch,size.")
+    return tuple(axis for axis in get_args(Axis) if axis in given)
+
+
+@dataclass(frozen=True)
+class RealPictures:
+    """Pictures with which an export is compared or calibrated, ready to be read."""
+
+    name: str
+    pictures: PictureSet
+    why: str = ""
+    """Why these, if they are not those that one would expect."""
+
+    def batches(self, preprocessing: Preprocessing, *, batch_size: int) -> Iterator[Tensor]:
+        """Tensors (B, C, height, width) as the model wants them; what cannot be read is left out."""
+        channels = preprocessing.channels
+        loader = evaluation_loader(
+            self.pictures, preprocessing.transform(), channels=channels, batch_size=batch_size, workers=0
+        )
+        for batch in loader:
+            if len(batch.pictures):
+                yield batch.pictures
+
+
+def export_model(
+    source: str | Path, plan: ExportPlan, *, out: Path | None = None, data: str | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """Export the weights of ``source`` into the folder ``out``, compare the result with them, and say how it went.
+
+    ``out`` is by default exported/RUNTIME-PRECISION in the run. ``data`` has the pictures to compare with and to
+    calibrate on: by default those of the run, else, to compare, scikit-learn's two photographs. The logits are compared
+    with those of the eager model in float32, on test pictures, of two sizes if the size is open.
+
+    Raises ``ValueError`` for what cannot be exported, and if the exported model computes something else than the
+    weights do by more than its precision explains: then nothing is left of it.
+    """
+    folder = out or default_folder(source, plan)
+    check_out(folder, overwrite=overwrite)
+    predictor = load(source, device="cpu")
+    preprocessing = resize(predictor, plan.image_size)
+    if predictor.model.config.num_classes == 0:
+        raise UserError(f"The model of {source} has no head, so there are no logits to export.")
+    to_compare = comparison_pictures(source, data, preprocessing)
+    to_calibrate = calibration_pictures(source, data, preprocessing, plan) if plan.precision == "int8" else None
+    info = ExportedInfo(
+        to=plan.to,
+        precision=plan.precision,
+        dynamic=plan.dynamic,
+        batch_size=plan.batch_size,
+        architecture=predictor.model.config,
+        preprocessing=preprocessing.to_dict(),
+        labels=predictor.labels,
+        multi_label=predictor.task.multi_label,
+        licence=None if predictor.model.info is None else predictor.model.info.licence,
+    )
+    with progress_bar(transient=True) as bar, fresh_files(folder) as written:
+        task = bar.add_task("", total=None)
+
+        def tell(text: str) -> None:
+            bar.update(task, description=text)
+
+        write_program(predictor.model, info, written, calibration=to_calibrate, tell=tell)
+        tell("comparing with the weights")
+        exported = ExportedModel(info, open_program(written, info.to, info.precision))
+        comparison = compare(predictor.model, exported, to_compare, preprocessing)
+        check_comparison(comparison, info)
+        calibrated = {"calibrated_on": len(to_calibrate.pictures)} if to_calibrate else {}
+        write_exported(written, info, comparison | calibrated)
+    return {
+        "source": str(source),
+        "out": str(folder),
+        "files": [str(folder / name) for name in PROGRAM_FILES[info.to]],
+        "megabytes": sum((folder / name).stat().st_size for name in PROGRAM_FILES[info.to]) / 1e6,
+        "runtime": info.to,
+        "precision": info.precision,
+        "input_shape": info.shape,
+        **comparison,
+        **calibrated,
+    }
+
+
+# What goes in
+
+
+def resize(predictor: Predictor[ConViTWithLinearClassifier], image_size: int | tuple[int, int] | None) -> Preprocessing:
+    """Make the model one for another size in pixels, if one is given; returns the preprocessing that fits."""
+    if image_size is None:
+        return predictor.preprocessing
+    predictor.model.set_input_size(image_size)
+    return replace(predictor.preprocessing, image_size=as_pair(image_size))
+
+
+def comparison_pictures(source: str | Path, data: str | None, preprocessing: Preprocessing) -> RealPictures:
+    """Test pictures of the data named, or of the run's own; scikit-learn's photographs where neither is at hand.
+
+    Raises ``ValueError`` if the data named cannot be read.
+    """
+    photographed = RealPictures("scikit-learn's photographs", photographs(full_depth=preprocessing.full_depth))
+    if data is None and not (Path(source) / run_folder.RECIPE).is_file():
+        return photographed
+    try:
+        data_set = evaluation_data(source, data, part="test").read_at(full_depth=preprocessing.full_depth)
+    except UserError as error:
+        if data is not None:
+            raise
+        return replace(photographed, why=f"The data of {source} cannot be read. {error}")
+    part = next(part for part in (data_set.test, data_set.val, data_set.train) if part is not None and len(part))
+    return RealPictures(data_set.name, spread(part, NUM_PICTURES))
+
+
+def calibration_pictures(
+    source: str | Path, data: str | None, preprocessing: Preprocessing, plan: ExportPlan
+) -> RealPictures:
+    """Training pictures of the data named, or of the run's own; raises ``ValueError`` if there are none."""
+    if data is None and not (Path(source) / run_folder.RECIPE).is_file():
+        raise UserError(
+            f"int8 is calibrated on training pictures, and {source} is no run: --data must say where some are."
+        )
+    data_set = evaluation_data(source, data, part="train").read_at(full_depth=preprocessing.full_depth)
+    return RealPictures(data_set.name, spread(data_set.train, plan.num_calibration))
+
+
+def spread(pictures: PictureSet, num: int) -> PictureSet:
+    """``num`` of the pictures at most, evenly from first to last: of all classes, where they are sorted by class."""
+    chosen = np.zeros(len(pictures), bool)
+    chosen[np.linspace(0, len(pictures) - 1, min(num, len(pictures))).astype(np.int64)] = True
+    return pictures.where(chosen)
+
+
+def photographs(*, full_depth: bool) -> PictureSet:
+    """Scikit-learn's two, of a flower and of a temple, 427 x 640 pixels in RGB; their labels mean nothing."""
+    from sklearn.datasets import load_sample_images
+
+    pictures = np.stack(load_sample_images().images)  # (2, 427, 640, 3)
+    return PictureSet(pictures, np.zeros(len(pictures), np.int64), full_depth=full_depth)
+
+
+# Writing
+
+
+def write_program(
+    model: nn.Module,
+    info: ExportedInfo,
+    folder: Path,
+    *,
+    calibration: RealPictures | None,
+    tell: Callable[[str], None],
+) -> None:
+    """Write the files of a model's program into a folder; ``tell`` is called with what goes on."""
+    tell("tracing the model")
+    program = trace(
+        prepared(model, info),
+        example(info),
+        dynamic=info.dynamic,
+        patch_size=info.architecture.patch_size,
+    )
+    file = folder / PROGRAM_FILES[info.to][0]
+    tell(f"writing {file.name}")
+    if info.to == "torch":
+        torch.export.save(program, file)
+        return
+    onnx_file = file.with_suffix(".onnx")
+    write_onnx(program, onnx_file)
+    if info.to == "onnx":
+        return
+    converted = read_for_openvino(onnx_file)
+    if calibration is not None:
+        tell(f"quantising on {len(calibration.pictures)} pictures of {calibration.name}")
+        size = 1 if "batch" in info.dynamic else info.batch_size
+        converted = quantise(converted, calibration_batches(calibration, info, size=size))
+    write_openvino(converted, file)
+    del converted  # it may still read the ONNX file
+    onnx_file.unlink()
+
+
+def prepared(model: nn.Module, info: ExportedInfo) -> nn.Module:
+    """The module that is traced: positional factors as constants if the size is, PyTorch's own in its precision."""
+    if "size" not in info.dynamic:
+        model = with_constant_positions(model, info.architecture.grid)
+    if info.to == "torch" and info.precision == "bfloat16":
+        return InPrecision(model, torch.bfloat16)
+    return model
+
+
+def example(info: ExportedInfo) -> Tensor:
+    """Zeros (B, C, height, width) to trace with: two pictures at least, and two patches a side, where that is open."""
+    config = info.architecture
+    batch_size = 2 if "batch" in info.dynamic else info.batch_size
+    grid = config.grid
+    if "size" in info.dynamic:
+        rows, columns = (max(FEWEST_PATCHES, side) for side in grid)
+        sides = (rows * config.patch_size, columns * config.patch_size)
+    else:
+        sides = as_pair(config.image_size)
+    return torch.zeros(batch_size, config.image_channel, *sides)
+
+
+def calibration_batches(calibration: RealPictures, info: ExportedInfo, *, size: int) -> Iterator[np.ndarray]:
+    """Whole batches (size, C, height, width) of what can be read; the rest is left out."""
+    preprocessing = Preprocessing.from_dict(info.preprocessing)
+    for batch in calibration.batches(preprocessing, batch_size=size):
+        if len(batch) == size:
+            yield batch.numpy()
+
+
+# Comparing
+
+
+def compare(
+    model: nn.Module, exported: ExportedModel, real: RealPictures, preprocessing: Preprocessing
+) -> dict[str, Any]:
+    """How far the exported model's logits are from the eager ones on real pictures, as plain values.
+
+    Differences are those of logits; ``relative_difference`` is the norm of the difference over that of the logits,
+    ``same_top1`` the percentage of pictures with the same most probable class. If the size is open, the pictures are
+    compared at the native size and at another one, which is no square if the native one is.
+    """
+    expected, found, sizes = [], [], compared_sizes(exported.info)
+    for size in sizes:
+        for pictures in real.batches(replace(preprocessing, image_size=size), batch_size=16):
+            with torch.inference_mode():
+                expected.append(model(pictures))
+            found.append(exported(pictures))
+    if not expected:
+        raise UserError(f"None of the pictures of {real.name} to compare with can be read: --data must name others.")
+    eager, run = torch.cat(expected).double(), torch.cat(found).double()
+    difference = (run - eager).abs()
+    return {
+        "compared_on": real.name,
+        "why_these_pictures": real.why,
+        "num_pictures": len(eager) // len(sizes),
+        "sizes": [list(size) for size in sizes],
+        "largest_difference": float(difference.max()),
+        "mean_difference": float(difference.mean()),
+        "relative_difference": float(difference.norm() / eager.norm()),
+        "tolerance": TOLERANCE[exported.info.precision],
+        "same_top1": 100 * float((run.argmax(dim=1) == eager.argmax(dim=1)).double().mean()),
+    }
+
+
+def compared_sizes(info: ExportedInfo) -> list[tuple[int, int]]:
+    """The sizes (height, width) in pixels at which an exported model is compared."""
+    height, width = as_pair(info.architecture.image_size)
+    if "size" not in info.dynamic:
+        return [(height, width)]
+    patch = info.architecture.patch_size
+    least = FEWEST_PATCHES * patch
+    return [(max(height, least), max(width, least)), (height + patch, width + 2 * patch)]
+
+
+def check_comparison(comparison: dict[str, Any], info: ExportedInfo) -> None:
+    """Raises ``ValueError`` if the exported model is further from the weights than its precision explains."""
+    if not comparison["relative_difference"] <= comparison["tolerance"]:  # NaN too
+        raise UserError(
+            f"The exported model computes something else: on {comparison['compared_on']} its logits differ from those "
+            f"of the weights by {comparison['relative_difference']:.1e} of their norm, at most "
+            f"{comparison['largest_difference']:.2g}, where {info.precision} explains {comparison['tolerance']:.0e}; "
+            "nothing was written."
+        )
+
+
+# The folder
+
+
+def default_folder(source: str | Path, plan: ExportPlan) -> Path:
+    """exported/RUNTIME-PRECISION in a run, beside a weights file, or here for a model by name."""
+    path = Path(source)
+    within = path if path.is_dir() else path.parent if path.is_file() else Path()
+    return within / "exported" / "-".join([plan.to, plan.precision, *(f"any-{axis}" for axis in plan.dynamic)])
+
+
+def check_out(folder: Path, *, overwrite: bool) -> None:
+    """Raises ``ValueError`` if the folder may not be written."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not is_exported(folder):
+        raise UserError(f"{folder} is there already and is no exported model: choose another --out.")
+    if not overwrite:
+        raise UserError(f"The exported model {folder} is there already: choose another --out, or --overwrite.")
+
+
+@contextmanager
+def fresh_files(folder: Path) -> Iterator[Path]:
+    """A new folder to write to, whose files reach ``folder`` if nothing fails; otherwise nothing changes there.
+
+    Files of an exported model that are there already go; others stay. Raises ``ValueError`` if it cannot be written.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            folder.mkdir(exist_ok=True)
+            # config.json goes first and comes last: what a crash leaves in between is no whole exported model.
+            for name in (CONFIG_NAME, *(name for names in PROGRAM_FILES.values() for name in names)):
+                (folder / name).unlink(missing_ok=True)
+            for file in sorted(temporary.iterdir(), key=lambda file: file.name == CONFIG_NAME):
+                file.replace(folder / file.name)
+        finally:
+            shutil.rmtree(temporary)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}.") from error
