@@ -58,3 +58,8 @@ class Augmentation:
             )
         if self.erase_with not in ("constant", "noise"):
             raise UserError(f"erase_with is {self.erase_with!r}: it must be constant or noise.")
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether pictures are turned, moved, zoomed or sheared."""
+        return bool(self.rotation or self.translation or self.zoom or self.shear)

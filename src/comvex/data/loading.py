@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from comvex.data.batch_augmentation import BatchAugmentation
 from comvex.data.picture_set import PictureSet
 from comvex.data.reading import UnreadablePictureError
 from comvex.data.transforms import Transform
@@ -49,8 +50,10 @@ class Sample(NamedTuple):
     problem: str
 
 
-def collate(samples: list[Sample]) -> Batch:
-    """A batch of the samples that could be read; none at all gives empty tensors."""
+def collate(samples: list[Sample] | Batch) -> Batch:
+    """A batch of the samples that could be read; none at all gives empty tensors. What is a batch stays as it is."""
+    if isinstance(samples, Batch):
+        return samples
     readable = [(sample.picture, sample.label, sample.number) for sample in samples if sample.picture is not None]
     pictures = torch.stack([picture for picture, _, _ in readable]) if readable else torch.empty(0)
     labels = torch.from_numpy(np.array([label for _, label, _ in readable], dtype=np.int64))
@@ -67,14 +70,39 @@ def load_sample(pictures: PictureSet, index: int, transform: Transform, channels
 
 
 class TrainingPictures(Dataset[Sample]):
-    """Augmented pictures by ``Key``."""
+    """Augmented pictures by ``Key``, one at a time or, with the same result, the keys of a batch together.
 
-    def __init__(self, pictures: PictureSet, transform: Transform, *, channels: int, seed: int) -> None:
+    ``together`` changes a whole batch of these pictures; without it each goes through ``transform``.
+    """
+
+    def __init__(
+        self,
+        pictures: PictureSet,
+        transform: Transform,
+        *,
+        channels: int,
+        seed: int,
+        together: BatchAugmentation | None = None,
+    ) -> None:
         self.pictures, self.transform, self.channels, self.seed = pictures, transform, channels, seed
+        self.together = together if together is not None and together.fits(pictures.pictures) else None
 
     def __getitem__(self, key: Key) -> Sample:
-        with seeded(derive_seed(self.seed, AUGMENTATION, *key)):
+        with seeded(self.seed_of(key)):
             return load_sample(self.pictures, key.number, self.transform, self.channels)
+
+    def __getitems__(self, keys: list[Key]) -> list[Sample] | Batch:
+        """What PyTorch's loader asks for first."""
+        if self.together is None or not keys:
+            return [self[key] for key in keys]
+        numbers = np.array([key.number for key in keys], np.int64)
+        pictures = np.asarray(self.pictures.pictures)[numbers]
+        tensors = self.together(pictures, [self.seed_of(key) for key in keys])
+        labels = torch.from_numpy(self.pictures.labels[numbers].astype(np.int64))
+        return Batch(tensors, labels, torch.from_numpy(numbers), [])
+
+    def seed_of(self, key: Key) -> int:
+        return derive_seed(self.seed, AUGMENTATION, *key)
 
 
 class EvaluationPictures(Dataset[Sample]):

@@ -29,6 +29,8 @@ SMALLEST_ERASED = 16
 LONGEST = 16
 """A picture this many times longer than the model's shape loses its ends before it is resized, which would make it
 huge; the middle crop removes them in any case."""
+ERASED_SCALE = (0.02, 0.25)
+"""Smallest and largest share of the picture that a rectangle erased by a constant has."""
 INTERPOLATIONS = {"bicubic": T.InterpolationMode.BICUBIC, "bilinear": T.InterpolationMode.BILINEAR}
 
 Picture = Image.Image | NDArray[np.float32]
@@ -97,9 +99,7 @@ class Preprocessing:
         Raises ``ValueError`` if RandAugment is asked for in words that timm does not know, or at full depth.
         """
         steps = [*self._start(), *self._random_shape(augmentation)]
-        flip = augmentation.horizontal_flip
-        if flip is None:
-            flip = 0.5 if mirrored else 0.0
+        flip = flip_probability(augmentation, mirrored=mirrored)
         if flip:
             steps.append(T.RandomHorizontalFlip(flip))
         if augmentation.auto_augment:
@@ -117,23 +117,23 @@ class Preprocessing:
             scale = (augmentation.smallest_crop, 1.0)
             low, high = (ratio * width / height for ratio in augmentation.crop_ratio)
             steps = [T.RandomResizedCrop((height, width), scale, (low, high), INTERPOLATIONS[self.interpolation])]
-        if augmentation.rotation or augmentation.translation or augmentation.zoom or augmentation.shear:
+        if augmentation.is_affine:
+            fill: Any = list(self.mean) if self.full_depth else self.edge_colour
             affine = T.RandomAffine(
                 augmentation.rotation,
                 translate=(augmentation.translation, augmentation.translation),
                 scale=(1 - augmentation.zoom, 1 + augmentation.zoom),
                 shear=augmentation.shear or None,
                 interpolation=T.InterpolationMode.BILINEAR,
-                fill=self._fill(),
+                fill=fill,
             )
             steps.append(affine)
         return steps
 
-    def _fill(self) -> Any:
-        """What comes in at the edges."""
-        if self.full_depth:
-            return list(self.mean)
-        return [round(255 * value) for value in self.mean] if self.channels > 1 else 0
+    @property
+    def edge_colour(self) -> int | tuple[int, ...]:
+        """What comes in at the edges of 8-bit pictures that are turned or moved."""
+        return tuple(round(255 * value) for value in self.mean) if self.channels > 1 else 0
 
     def _rand_augment(self, words: str) -> Any:
         """timm's RandAugment, with what timm's own training transform tells it."""
@@ -162,13 +162,11 @@ class Preprocessing:
         return augment
 
     def _random_erasing(self, augmentation: Augmentation) -> list[Any]:
-        probability = augmentation.random_erasing
-        if probability is None:
-            probability = 0.25 if min(self.image_size) >= SMALLEST_ERASED else 0.0
+        probability = erasing_probability(augmentation, self.image_size)
         if not probability:
             return []
         if augmentation.erase_with == "constant":
-            return [T.RandomErasing(probability, scale=(0.02, 0.25))]
+            return [T.RandomErasing(probability, scale=ERASED_SCALE)]
         from timm.data.random_erasing import RandomErasing
 
         return [RandomErasing(probability, mode="pixel", device="cpu")]
@@ -178,6 +176,18 @@ class Preprocessing:
 
     def _finish(self) -> list[Any]:
         return [Normalize(self.mean, self.std)] if self.full_depth else [ToNormalizedTensor(self.mean, self.std)]
+
+
+def flip_probability(augmentation: Augmentation, *, mirrored: bool) -> float:
+    """How likely a picture is flipped; ``mirrored`` decides where the augmentation leaves it open."""
+    return augmentation.horizontal_flip if augmentation.horizontal_flip is not None else 0.5 if mirrored else 0.0
+
+
+def erasing_probability(augmentation: Augmentation, image_size: tuple[int, int]) -> float:
+    """How likely a rectangle of a picture of (height, width) pixels is erased."""
+    if augmentation.random_erasing is not None:
+        return augmentation.random_erasing
+    return 0.25 if min(image_size) >= SMALLEST_ERASED else 0.0
 
 
 def keep_a_bit(level_function: Callable[..., tuple[int]], level: float, settings: dict[str, Any]) -> tuple[int]:
@@ -200,8 +210,11 @@ class ToNormalizedTensor:
         self.std = torch.tensor(std)[:, None, None]
 
     def __call__(self, picture: Image.Image) -> Tensor:
-        values = torch.from_numpy(np.array(picture)).view(picture.height, picture.width, -1)
-        channels_first = values.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+        return self.of_bytes(torch.from_numpy(np.array(picture)).view(picture.height, picture.width, -1))
+
+    def of_bytes(self, values: Tensor) -> Tensor:
+        """8-bit values (..., height, width, channels) -> (..., channels, height, width)."""
+        channels_first = values.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
         return channels_first.div_(255).sub_(self.mean).div_(self.std)
 
 

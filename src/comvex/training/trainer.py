@@ -23,6 +23,7 @@ from comvex.convit.analysis import head_figures
 from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.convit.weights import load_model
 from comvex.data.balance import sampling_weights
+from comvex.data.batch_augmentation import BatchAugmentation
 from comvex.data.loading import Batch, Sample, StepOrder, TrainingPictures, evaluation_loader, training_loader
 from comvex.data.sources import DataSet, PictureSet, open_data
 from comvex.data.transforms import Preprocessing
@@ -249,6 +250,7 @@ def training_batches(plan: Plan, order: StepOrder) -> Generator[Batch]:
             plan.preprocessing.training_transform(plan.recipe.augment, mirrored=plan.data.mirrored),
             channels=plan.preprocessing.channels,
             seed=plan.recipe.seed,
+            together=BatchAugmentation(plan.preprocessing, plan.recipe.augment, plan.data.mirrored),
         ),
         order,
         workers=num_workers(plan.data.train, plan.options),
