@@ -13,7 +13,7 @@ from comvex.bench.names import CONTESTANT_NAMES, EXPORTED, RUNTIME_NAMES, Contes
 from comvex.convit.config import ConViTConfig, check_integer
 from comvex.errors import UserError
 
-PACKAGES = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino",)}
+PACKAGES = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino", "onnx", "onnxscript")}
 FEWEST_ROUNDS = 7
 
 

@@ -12,14 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comvex.bench.exported import load_exported
 from comvex.bench.models import build, make_batch
 from comvex.bench.names import EXPORTED, RUNTIME_NAMES, Mode
 from comvex.bench.plan import Form, Scene
 from comvex.convit import ConViTConfig
 from comvex.errors import UserError
+from comvex.inference.programs import read_for_openvino, trace, with_constant_positions, write_onnx, write_openvino
+from comvex.inference.runtimes import Hint, Run, open_onnx, open_openvino
 
 Step = Callable[[], Any]
+HINTS: dict[str, Hint] = {"float32": "f32", "bfloat16": "bf16"}
 LARGEST_DIFFERENCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Norm of the difference to eager float32 over the norm of the logits: some hundred roundings of 6e-8, or of 4e-3."""
 
@@ -51,15 +53,21 @@ def make_step(job: Job) -> Step:
     form = job.form
     pictures, labels = make_batch(job.config, job.batch_size)
     if form.runtime in EXPORTED:
-        assert job.file is not None
-        return load_exported(
-            Path(job.file), pictures.numpy(), runtime=form.runtime, precision=form.precision, threads=job.threads
-        )
+        run, values = open_exported(job), pictures.numpy()
+        return lambda: run(values)
     model = build(form.contestant, job.config).to(job.device)
     pictures, labels = pictures.to(job.device), labels.to(job.device)
     if job.mode == "training":
         return training_step(model, pictures, labels, job=job)
     return inference_step(model, pictures, job=job)
+
+
+def open_exported(job: Job) -> Run:
+    """The runtime of a form on its exported file."""
+    assert job.file is not None
+    if job.form.runtime == "openvino":
+        return open_openvino(Path(job.file), hint=HINTS[job.form.precision], threads=job.threads)
+    return open_onnx(Path(job.file), threads=job.threads)
 
 
 def inference_step(model: nn.Module, pictures: Tensor, *, job: Job) -> Step:
@@ -107,20 +115,17 @@ def settle(model: nn.Module, pictures: Tensor) -> None:
 
 def export(scene: Scene, form: Form, folder: Path) -> Path:
     """Export a contestant for the pictures and batch of a scene; returns the file, the same for every precision."""
-    file = folder / f"{form.contestant}-{scene.model}-{scene.image_size}.{form.runtime}"
-    file = file.with_suffix(".onnx" if form.runtime == "onnxruntime" else ".xml")
-    if file.exists():
-        return file
-    model = build(form.contestant, scene.config).eval()
-    pictures, _ = make_batch(scene.config, scene.batch_size)
-    settle(model, pictures)
+    onnx_file = folder / f"{form.contestant}-{scene.model}-{scene.image_size}.onnx"
+    if not onnx_file.exists():
+        model = build(form.contestant, scene.config).eval()
+        pictures, _ = make_batch(scene.config, scene.batch_size)
+        settle(model, pictures)
+        write_onnx(trace(with_constant_positions(model, scene.config.grid), pictures), onnx_file)
     if form.runtime == "onnxruntime":
-        torch.onnx.export(model, (pictures,), file, dynamo=True, verbose=False)
-    else:
-        import openvino
-
-        program = torch.export.export(model, (pictures,))
-        openvino.save_model(openvino.convert_model(program), file, compress_to_fp16=False)
+        return onnx_file
+    file = onnx_file.with_suffix(".xml")
+    if not file.exists():
+        write_openvino(read_for_openvino(onnx_file), file)
     return file
 
 
