@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from comvex.convit.blend import blend
 from comvex.convit.config import check_rate, resolve_heads
-from comvex.convit.positional import PositionalProjection, mix_grid
+from comvex.convit.positional import PositionalProjection
 from comvex.errors import UserError
 
 
@@ -117,18 +118,20 @@ class GatedPositionalSelfAttention(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None, key_mask: Tensor | None = None) -> Tensor:
         """x (B, rows * columns, dim) -> (B, rows * columns, dim)."""
         grid = resolve_grid(x.shape[1], grid)
-        query, key = self.qk(x).unflatten(-1, (2, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
         value = self.v(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # (B, heads, N, head_dim)
+        content = self._attend(x, value, key_mask)  # (B, heads, N, head_dim)
         gate = self.gating_param.sigmoid()[:, None, None]  # (heads, 1, 1)
-
-        content = attend(query, key, value, key_mask)  # (B, heads, N, head_dim)
         row_factor, column_factor = self.pos_proj(grid, key_mask)
-        # The gate rides on the small factor, and the blend is one pass over the values.
-        positional = mix_grid(value, (gate * row_factor).to(value.dtype), column_factor.to(value.dtype))
-        blend = torch.addcmul(positional, content, (1 - gate).to(value.dtype))
+        # The position's share rides on the small factor.
+        small = (part.to(value.dtype) for part in (1 - gate, gate * row_factor, column_factor))
         # Dropping a head's map drops what it gives: the same mask, without the map.
-        blend = self.attention_dropout(blend)
-        return self.proj(blend.transpose(1, 2).flatten(2))
+        blended = self.attention_dropout(blend(content, value, *small))
+        return self.proj(blended.transpose(1, 2).flatten(2))
+
+    def _attend(self, x: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
+        """Content attention (B, heads, N, head_dim), apart so that queries and keys are freed where they can be."""
+        query, key = self.qk(x).unflatten(-1, (2, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        return attend(query, key, value, key_mask)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, heads={self.heads}, head_dim={self.head_dim}"

@@ -89,10 +89,19 @@ def mix_grid(value: Tensor, row_factor: Tensor, column_factor: Tensor) -> Tensor
     The axis that is mixed stands before all that it is mixed for, so that each factor meets one large matrix per
     picture and head; the other way round, PyTorch would copy the column factor for every row.
     """
-    rows, columns = row_factor.shape[-1], column_factor.shape[-1]
-    across = value.unflatten(2, (rows, columns)).transpose(2, 3)  # (B, heads, W, H, head_dim)
-    mixed = (column_factor @ across.flatten(3)).view(across.shape).transpose(2, 3)  # (B, heads, H, W, head_dim)
-    return (row_factor @ mixed.flatten(3)).view(value.shape)
+    grid = row_factor.shape[-1], column_factor.shape[-1]
+    mixed = rows_first(column_factor @ columns_first(value.unflatten(2, grid)), grid)  # (B, heads, H, W * head_dim)
+    return (row_factor @ mixed).view(value.shape)
+
+
+def columns_first(pictures: Tensor) -> Tensor:
+    """(B, heads, H, W, head_dim) -> (B, heads, W, H * head_dim): a matrix per picture and head, for a column factor."""
+    return pictures.transpose(2, 3).flatten(3)
+
+
+def rows_first(columns: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, heads, W, H * head_dim) -> (B, heads, H, W * head_dim), for a row factor."""
+    return columns.unflatten(3, (grid[0], -1)).transpose(2, 3).flatten(3)
 
 
 class PositionalProjection(nn.Module):
