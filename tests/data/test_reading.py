@@ -1,10 +1,14 @@
 """Reading picture files of every kind that people have."""
 
+import errno
+import resource
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from comvex.data.reading import UnreadablePictureError, read_picture, to_channels
+from comvex.data.full_depth import read_values
+from comvex.data.reading import UnreadablePictureError, machine_is_short, read_picture, to_channels
 
 RED, BLUE = (200, 30, 40), (10, 20, 220)
 
@@ -101,3 +105,26 @@ def test_a_file_that_cannot_be_read_is_named_with_the_cause(tmp_path):
 def test_other_numbers_of_channels_are_refused():
     with pytest.raises(ValueError, match="channels is 4"):
         to_channels(two_halves("RGB"), channels=4)
+
+
+@pytest.mark.parametrize("read", [read_picture, read_values])
+def test_a_picture_is_not_to_blame_where_no_more_files_can_be_opened(tmp_path, read):
+    file = tmp_path / "picture.png"
+    two_halves("RGB").save(file)
+    read(file, channels=3)  # decoders open files of their own when first needed
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            read(file, channels=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caught.value.errno == errno.EMFILE
+
+
+def test_memory_is_short_unless_a_header_asks_for_more_than_any_machine_has():
+    with pytest.raises(MemoryError) as absurd:
+        np.empty((2**30, 2**30), np.float32)
+    assert not machine_is_short(absurd.value)
+    assert machine_is_short(MemoryError())
+    assert not machine_is_short(OSError("broken data stream"))

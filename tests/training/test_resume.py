@@ -176,6 +176,19 @@ def test_a_run_folder_takes_one_process_at_a_time(tmp_path):
     kill(process)
 
 
+def test_a_killed_loader_process_ends_the_run_in_a_sentence_and_the_checkpoint_is_kept(tmp_path):
+    out = tmp_path / "run"
+    process = launch(out, "--steps", 100_000, "--workers", 2)
+    wait_until(lambda: saved_steps(out) and len(family(process.pid)) > 2, process)
+    os.kill(family(process.pid)[-1], signal.SIGKILL)
+    assert process.wait(60) == 2
+    log = (tmp_path / "run.log").read_text()
+    [sentence] = [line for line in log.splitlines() if line.startswith("comvex: ")]
+    assert "A process that reads pictures was killed" in sentence
+    assert f"the checkpoint of step {saved_steps(out)[-1]} is kept" in sentence
+    assert "Traceback" not in log
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("workers", [0, 2, 4])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -37,7 +38,9 @@ def test_a_run_folder_holds_what_a_run_promises(small_run):
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     assert (small_run / "timing.csv").read_text().count("\n") == 11
     assert list((small_run / "tensorboard").glob("events.*"))
-    assert "epoch 3" in (small_run / "log.txt").read_text()
+    log = (small_run / "log.txt").read_text()
+    assert "epoch 3" in log
+    assert re.search(r"step (\d+) of \1: .* pictures/s, \d+ % waiting for data, 0:00:00 left", log)
     with Image.open(small_run / "curves.png") as curves:
         assert curves.width > 500
     for name in ("best", "last"):

@@ -22,6 +22,7 @@ from comvex.data.reading import (
     DECODING_ERRORS,
     PictureFile,
     UnreadablePictureError,
+    machine_is_short,
     open_picture,
     read_picture,
     unreadable,
@@ -83,6 +84,8 @@ def examine(picture: PictureFile | np.ndarray) -> Finding:
     except UnreadablePictureError as error:
         return Finding(0, 0, "", "", "", str(error))
     except DECODING_ERRORS as error:
+        if machine_is_short(error):
+            raise
         return Finding(0, 0, "", "", "", str(unreadable(picture, error)))
     height, width = values.shape[:2]
     return Finding(height, width, mode, digest(read.bytes), digest_values(values), "")

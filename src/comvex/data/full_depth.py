@@ -19,6 +19,7 @@ from comvex.data.reading import (
     WIDE_MODES,
     PictureFile,
     UnreadablePictureError,
+    machine_is_short,
     open_picture,
     printable,
     read_picture,
@@ -50,7 +51,9 @@ def deep_channels(file: PictureFile) -> int | None:
                 return tiff_channels(stream)
             with Image.open(stream) as picture:
                 return 1 if picture.mode in WIDE_MODES else None
-    except (*DECODING_ERRORS, UnreadablePictureError):
+    except (*DECODING_ERRORS, UnreadablePictureError) as error:
+        if machine_is_short(error):
+            raise
         return None  # it is named when its turn comes
 
 
@@ -77,6 +80,8 @@ def read_values(file: PictureFile, *, channels: int) -> NDArray[np.float32]:
         try:
             values = decode_values(file)
         except DECODING_ERRORS as error:
+            if machine_is_short(error):
+                raise
             raise unreadable(file, error) from error
     try:
         return fit_channels(finite(values), channels)

@@ -1,6 +1,8 @@
 """From the bytes of a picture file to an 8-bit Pillow picture that is grey or RGB and the right way up."""
 
+import errno
 import io
+import math
 import os
 import struct
 import zlib
@@ -25,7 +27,10 @@ DECODING_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError, MemoryError,
     struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-"""What decoders raise for a damaged file: by now many kinds of error."""
+"""What decoders raise for a damaged file: by now many kinds of error. See also ``machine_is_short``."""
+
+LARGEST_ARRAY = 2**34
+"""Bytes; for a larger array no machine is to blame, but a damaged header."""
 
 
 class UnreadablePictureError(UserError):
@@ -46,14 +51,27 @@ PictureFile = str | Path | StoredPicture
 def read_picture(file: PictureFile, *, channels: int = 3) -> Image.Image:
     """The picture in a file, turned as its EXIF orientation says, with 1 (grey) or 3 (RGB) channels of 8 bits.
 
-    Raises ``UnreadablePictureError`` if there is no such file, or Pillow cannot decode all of it.
+    Raises ``UnreadablePictureError`` if there is no such file, or Pillow cannot decode all of it; ``MemoryError`` or
+    ``OSError`` if it is the machine that has no memory or no open files left.
     """
     try:
         with open_picture(file) as stream, Image.open(stream) as picture:
             picture.load()
             return to_channels(ImageOps.exif_transpose(picture), channels=channels)
     except DECODING_ERRORS as error:
+        if machine_is_short(error):
+            raise
         raise unreadable(file, error) from error
+
+
+def machine_is_short(error: Exception) -> bool:
+    """Whether memory or open files have run out, of which the picture in hand is innocent."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    if not isinstance(error, MemoryError):
+        return False
+    shape, dtype = getattr(error, "shape", ()), getattr(error, "dtype", None)  # NumPy's kind says what it was asked for
+    return dtype is None or math.prod(shape) * dtype.itemsize <= LARGEST_ARRAY
 
 
 def open_picture(file: PictureFile) -> BinaryIO:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,10 @@ from comvex.training.recipe import Recipe
 from comvex.training.step import Learner, NotFiniteError
 
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "bad_alloc", os.strerror(errno.ENOMEM))
+TOO_MANY_FILES = os.strerror(errno.EMFILE)
+LOADER_IS_GONE = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)")
+"""How PyTorch says that a loader process has been killed."""
 
 
 def keep_failure(
@@ -58,24 +63,32 @@ def keep_failure(
 
 @contextmanager
 def explain_failures(recipe: Recipe, out: Path) -> Iterator[None]:
-    """Within it memory or disk that do not suffice become one sentence each, as a ``ValueError``."""
+    """Within it memory, disk, open files or loaders that give out become one sentence each, as a ``ValueError``."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise UserError(out_of_memory(recipe)) from error
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" in str(error) or "bad_alloc" in str(error):
-            raise UserError(out_of_memory(recipe)) from error
-        raise
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
+    except (MemoryError, RuntimeError, OSError, SafetensorError) as error:
+        explanation = explain(error, recipe, out)
+        if explanation is None:
             raise
-        raise UserError(cannot_write(out, error.strerror or str(error))) from error
-    except SafetensorError as error:  # its own kind, which has the system's number in its words alone
-        reason = re.search(r"([\w ]+) \(os error \d+\)", str(error))
-        if reason is None:
-            raise
-        raise UserError(cannot_write(out, reason[1].strip())) from error
+        raise UserError(explanation) from error
+
+
+def explain(error: Exception, recipe: Recipe, out: Path) -> str | None:
+    """What to tell of an error for which the machine is to blame; None for any other.
+
+    Errors of loader processes, and those of safetensors, have the system's number in their words alone.
+    """
+    words = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in words for sign in OUT_OF_MEMORY):
+        return out_of_memory(recipe)
+    if TOO_MANY_FILES in words:
+        return out_of_files(out)
+    if isinstance(error, RuntimeError) and LOADER_IS_GONE.match(words):
+        return loader_is_gone(out)
+    if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+        return cannot_write(out, error.strerror or words)
+    reason = re.search(r"([\w ]+) \(os error \d+\)", words) if isinstance(error, SafetensorError) else None
+    return None if reason is None else cannot_write(out, reason[1].strip())
 
 
 def out_of_memory(recipe: Recipe) -> str:
@@ -86,14 +99,30 @@ def out_of_memory(recipe: Recipe) -> str:
     )
 
 
-def cannot_write(out: Path, reason: str) -> str:
-    kept = run_folder.checkpoint_folders(out / run_folder.CHECKPOINTS)
-    last = (
-        f"the checkpoint of step {run_folder.checkpoint_step(kept[-1])} is kept"
-        if kept
-        else "there is no checkpoint yet"
-    )
+def loader_is_gone(out: Path) -> str:
     return (
-        f"The run folder {out} cannot be written to ({reason}): {last}; make room and repeat the command, which goes "
-        "on from there."
+        "A process that reads pictures was killed, most likely for want of memory: fewer --workers or a smaller "
+        f"--batch-size needs less; {what_is_kept(out)}, and the same command goes on."
     )
+
+
+def out_of_files(out: Path) -> str:
+    return (
+        f"Too many files are open: a higher limit (ulimit -n 4096) or fewer --workers helps; {what_is_kept(out)}, and "
+        "the same command goes on."
+    )
+
+
+def cannot_write(out: Path, reason: str) -> str:
+    return (
+        f"The run folder {out} cannot be written to ({reason}): {what_is_kept(out)}; make room and repeat the command, "
+        "which goes on from there."
+    )
+
+
+def what_is_kept(out: Path) -> str:
+    """Up to where nothing is lost."""
+    kept = run_folder.checkpoint_folders(out / run_folder.CHECKPOINTS)
+    if not kept:
+        return "there is no checkpoint yet"
+    return f"the checkpoint of step {run_folder.checkpoint_step(kept[-1])} is kept"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import math
 import sys
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from comvex.training.record import EpochSums, RunRecord
 
 LOGGER = logging.getLogger("comvex")
+SECONDS_BETWEEN_LINES = 30.0
+"""Between two lines of the log that say how far a run is."""
 
 
 class HeldMessages(logging.Handler):
@@ -99,10 +102,11 @@ class RunProgress:
         )
         self.task = self.bar.add_task("training", total=num_steps, completed=start, note="")
         self.num_steps, self.per_epoch, self.batch_size = num_steps, per_epoch, batch_size
-        self.start = start
+        self.start, self.enabled = start, enabled
         self.begin = time.monotonic()
         self.waited = 0.0
         self.last_shown = -math.inf
+        self.last_logged = self.begin
 
     def __enter__(self) -> RunProgress:
         self.bar.start()
@@ -119,7 +123,7 @@ class RunProgress:
         self.waited += time.monotonic() - begin
 
     def show(self, step: int, record: RunRecord, sums: EpochSums) -> None:
-        """Show how far the run is, a few times a second at most, with its latest figures."""
+        """Show how far the run is, a few times a second at most, with its latest figures; log it twice a minute."""
         now = time.monotonic()
         if step < self.num_steps and now - self.last_shown < 0.3:
             return
@@ -129,3 +133,7 @@ class RunProgress:
         rate = (step - self.start) * self.batch_size / seconds
         note = record.note(sums, pictures_per_second=rate, waiting=self.waited / seconds)
         self.bar.update(self.task, completed=step, description=f"epoch {epochs}, step", note=note)
+        if self.enabled and (step == self.num_steps or now - self.last_logged >= SECONDS_BETWEEN_LINES):
+            self.last_logged = now
+            left = datetime.timedelta(seconds=round((self.num_steps - step) * seconds / (step - self.start)))
+            LOGGER.debug("step %d of %d: %s, %s left", step, self.num_steps, note, left)
