@@ -77,6 +77,7 @@ def parse(arguments: Sequence[str]) -> Command:
     command = COMMANDS[name]
     if command is not Train:
         return tyro.cli(command, prog=f"comvex {name}", args=rest, config=(FlagCreatePairsOff,))
+    rest = Train.name_first(rest)
     default = Train.default(rest)
     while True:  # until the recipe that was parsed is the one whose values it started from
         parsed = tyro.cli(Train, prog="comvex train", args=rest, default=default, config=(FlagCreatePairsOff,))

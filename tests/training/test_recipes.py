@@ -77,6 +77,8 @@ def test_a_layers_learning_rate_falls_towards_the_pictures():
         ["--data", "x", "--epochs", "7", "--json", "paper"],
         ["--data=x", "paper", "--epochs=7"],
         ["--epochs", "7", "--data=x", "paper"],
+        ["--data=x", "--epochs", "7", "--model.image-size", "16", "paper"],
+        ["--data=x", "--epochs", "7", "--model.image-size=16", "paper"],
     ],
 )
 def test_a_recipes_name_may_stand_anywhere_and_its_values_be_changed(arguments):

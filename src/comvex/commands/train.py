@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -58,10 +59,22 @@ class Train:
     @classmethod
     def default(cls, arguments: Sequence[str]) -> Train:
         """What the arguments seem to start from, as far as can be told without parsing them; enough for ``--help``."""
-        before = ["", *arguments]
-        names = [word for word, last in zip(arguments, before, strict=False) if word in RECIPES and last[:2] != "--"]
-        presets = [word for word, last in zip(arguments, before, strict=False) if last == "--model.preset"]
-        return cls.starting_from(names[0] if names else "small-data", presets[-1] if presets else None)
+        place = place_of_name(arguments)
+        presets = [word for last, word in itertools.pairwise(arguments) if last == "--model.preset"]
+        return cls.starting_from(
+            "small-data" if place is None else arguments[place], presets[-1] if presets else None
+        )  # fmt: skip
+
+    @staticmethod
+    def name_first(arguments: Sequence[str]) -> list[str]:
+        """The same arguments with the recipe's name at their head, where no option before it can take it for a value.
+
+        ``--model.image-size 16 smoke`` would: that option has one value or two.
+        """
+        place = place_of_name(arguments)
+        if place is None:
+            return list(arguments)
+        return [arguments[place], *arguments[:place], *arguments[place + 1 :]]
 
     def run(self) -> int:
         from comvex.training.ranks import told_rank
@@ -85,6 +98,14 @@ class Train:
         if told_rank() == 0:
             print(json.dumps({"run": str(out), **summary}) if self.json else describe_summary(out, summary))
         return 0
+
+
+def place_of_name(arguments: Sequence[str]) -> int | None:
+    """Where the recipe's name stands, if anywhere; a word right after an option without ``=`` may be its value."""
+    for place, (last, word) in enumerate(itertools.pairwise(["", *arguments])):
+        if word in RECIPES and ("=" in last or not last.startswith("--")):
+            return place
+    return None
 
 
 def default_out(recipe: Recipe) -> Path:
