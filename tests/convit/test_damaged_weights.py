@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from checkpoints import State, random_model, random_state, write
+from checkpoints import State, random_model, random_state, small_config, write
 from comvex.cli import main
 from comvex.convit import ConViTWithLinearClassifier
 from comvex.convit.weights import load_model, load_weights, save_weights
@@ -379,6 +379,40 @@ def test_undamaged_controls_load(name: str, tmp_path) -> None:
     assert load_model(file).config.num_classes == 5
     save_weights(random_model(), tmp_path / "own" / "model.safetensors")
     assert torch.equal(load_model(tmp_path / "own").cls_token, STATE["cls_token"])
+
+
+@pytest.mark.parametrize("rows", [4, 10])
+def test_a_head_of_two_numbers_of_classes_is_told_by_both_tensors(rows: int, tmp_path) -> None:
+    file = write("official.pth", {**STATE, "head.weight": torch.zeros(rows, 16)}, tmp_path)
+    with pytest.raises(ValueError, match=rf"head.weight \({rows}, 16\) and head.bias \(5,\) are not of one number"):
+        load_model(file)
+
+
+def test_all_else_at_fault_is_named_beside_a_head_of_two_numbers_of_classes(tmp_path) -> None:
+    state = {**STATE, "head.weight": torch.zeros(4, 16), "extra": torch.zeros(2)}
+    del state["norm.bias"]
+    with pytest.raises(ValueError, match=r"1 missing: norm.bias; 1 unexpected: extra; head.weight \(4, 16\) and"):
+        load_model(write("official.pth", state, tmp_path))
+
+
+@pytest.mark.parametrize("length", [1, 3, 5])
+def test_the_gates_of_the_only_gpsa_layer_are_named_if_they_are_not_one_a_head(length: int, tmp_path) -> None:
+    state = random_state(small_config(num_local_layers=1))
+    state["blocks.0.attn.gating_param"] = torch.zeros(length)
+    with pytest.raises(ValueError, match=rf"1 of another shape: blocks.0.attn.gating_param \({length},\) instead of"):
+        load_model(write("official.pth", state, tmp_path))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_names_that_have_or_lack_the_prefix_of_the_others_are_told(prefix: str, tmp_path) -> None:
+    some = {prefix + name if name == "norm.weight" else name: tensor for name, tensor in STATE.items()}
+    most = {name if name == "norm.weight" else prefix + name: tensor for name, tensor in STATE.items()}
+    with pytest.raises(
+        ValueError, match=rf"1 of its {len(STATE)} names have the prefix {prefix} .*: {prefix}norm.weig"
+    ):
+        load_model(write("official.pth", some, tmp_path))
+    with pytest.raises(ValueError, match=rf"1 of its {len(STATE)} names lack the prefix {prefix} .*: norm.weight"):
+        load_model(write("official.pth", most, tmp_path))
 
 
 def test_archives_that_are_programs_are_refused_without_advice_to_run_them(tmp_path) -> None:

@@ -59,8 +59,8 @@ def infer_config(
     """The config of a checkpoint in the published layout, from its names and shapes.
 
     A square grid, pre-norm, epsilon 1e-6 and one Linear as head are taken for granted, as in the published models;
-    the heads are counted in the gates. Where tensors disagree the majority decides, so that comparing them with the
-    config names the odd one. ``image_size`` and ``global_pool`` are what something beside the file says; a size is
+    the heads are counted in the GPSA layers. Where tensors disagree the majority decides, so that comparing them with
+    the config names the odd one. ``image_size`` and ``global_pool`` are what something beside the file says; a size is
     taken if the position embedding has its number of patches. Raises ``ValueError`` if the tensors do not tell.
     """
     projection = tensors.get("patch_embed.proj.weight")
@@ -68,9 +68,9 @@ def infer_config(
         shape = "is missing" if projection is None else f"has shape {tuple(projection.shape)}"
         raise UserError(f"{what} is no ConViT: patch_embed.proj.weight {shape}, not (dim, channels, patch, patch).")
     depth, num_local = count_layers(tensors)
-    gates = lengths(tensors, r"blocks\.\d+\.attn\.gating_param")
+    per_head = lengths(tensors, r"blocks\.\d+\.attn\.(?:gating_param|pos_proj\.weight|pos_proj\.bias)")
     for missing, needed in (
-        ("gates of GPSA layers (blocks.0.attn.gating_param)", bool(num_local and gates)),
+        ("gates of GPSA layers (blocks.0.attn.gating_param)", bool(num_local and per_head)),
         ("self-attention layer after the GPSA layers", depth > num_local),
         ("final norm (norm.weight)", "norm.weight" in tensors),
         ("position embedding (pos_embed)", "pos_embed" in tensors),
@@ -93,7 +93,7 @@ def infer_config(
             num_local_layers=num_local,
             num_nonlocal_layers=depth - num_local,
             dim=dim,
-            heads=most_common(gates),
+            heads=most_common(per_head),
             ff_dim=most_common(ff) if ff else 4 * dim,
             num_classes=head[0] if head else 0,
         )
@@ -102,7 +102,24 @@ def infer_config(
     except UserError as error:
         raise UserError(f"{what} is no ConViT: by its shapes {error}") from error
     check_depth(config, what)
+    check_head(tensors, config, what)
     return config
+
+
+def check_head(tensors: Mapping[str, Tensor], config: ConViTConfig, what: str) -> None:
+    """Raises ``ValueError`` if the head's two tensors are of different numbers of classes: either may be the wrong one.
+
+    Both are named, after all else that is at fault.
+    """
+    head = {name: tensors[name] for name in ("head.weight", "head.bias") if name in tensors}
+    if len({tensor.shape[:1] for tensor in head.values()}) < 2:
+        return
+    rest = {name: shape for name, shape in expected_shapes(config).items() if name not in head}
+    found = mismatch({name: tensor for name, tensor in tensors.items() if name not in head}, rest)
+    shapes = " and ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in head.items())
+    raise UserError(
+        f"{what} is no complete ConViT: {f'{found}; ' if found else ''}{shapes} are not of one number of classes."
+    )
 
 
 def check_depth(config: ConViTConfig, what: str) -> None:

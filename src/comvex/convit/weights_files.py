@@ -126,15 +126,27 @@ def unwrap(content: Any, file: Path, *, ema: bool) -> TensorFile:
         notes.append(f"the file also has averaged weights ({beside[0]}), which ema=True takes")
     # Batch counters and other plain values have no place in a ConViT; they are named as unexpected later on.
     return TensorFile(
-        strip_prefixes(state), layout="official" if wrapper == "model" else "timm", metadata={}, notes=tuple(notes)
+        strip_prefixes(state, file),
+        layout="official" if wrapper == "model" else "timm",
+        metadata={},
+        notes=tuple(notes),
     )
 
 
-def strip_prefixes(state: dict[Any, Any]) -> dict[str, Any]:
-    """The state dict without what wrappers put before every name."""
+def strip_prefixes(state: dict[Any, Any], file: Path) -> dict[str, Any]:
+    """The state dict without what wrappers put before every name; raises ``ValueError`` if only some names have it."""
     for prefix in PREFIXES:
-        if state and all(isinstance(name, str) and name.startswith(prefix) for name in state):
-            return strip_prefixes({name.removeprefix(prefix): value for name, value in state.items()})
+        with_it = [name for name in state if isinstance(name, str) and name.startswith(prefix)]
+        if not with_it:
+            continue
+        if len(with_it) == len(state):
+            return strip_prefixes({name.removeprefix(prefix): value for name, value in state.items()}, file)
+        without = [str(name) for name in state if name not in set(with_it)]
+        few, verb = (with_it, "have") if len(with_it) <= len(without) else (without, "lack")
+        raise UserError(
+            f"The file {file} is no file of weights: {len(few)} of its {len(state)} names {verb} the prefix "
+            f"{prefix} that must be on all of them or none: {', '.join(few)}."
+        )
     return state
 
 
