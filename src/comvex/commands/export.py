@@ -81,8 +81,11 @@ def describe_export(report: dict[str, Any]) -> str:
         f"{sizes} pixels",
         f"difference  largest {report['largest_difference']:.2g}, mean {report['mean_difference']:.2g} of a logit; "
         f"{report['relative_difference']:.1e} of their norm (allowed: {report['tolerance']:.0e})",
-        f"top-1       the same on {report['same_top1']:.1f} % of the pictures",
     ]
+    if "same_top1" in report:
+        lines.append(f"top-1       the same on {report['same_top1']:.1f} % of the pictures")
+    else:
+        lines.append(f"answers     {report['same_answers']:.1f} % of the classes' yes or no are the same")
     if "calibrated_on" in report:
         lines.append(f"calibrated  on {report['calibrated_on']} training pictures")
     if report["why_these_pictures"]:

@@ -47,6 +47,7 @@ from comvex.inference.programs import (
 )
 from comvex.inference.quantisation import quantise
 from comvex.inference.run_evaluation import evaluation_data
+from comvex.inference.runtimes import Floats
 from comvex.terminal import progress_bar
 
 PRECISIONS: dict[Target, tuple[Precision, ...]] = {
@@ -139,7 +140,7 @@ def export_model(
     folder = out or default_folder(source, plan)
     check_out(folder, overwrite=overwrite)
     predictor = load(source, device="cpu")
-    preprocessing = resize(predictor, plan.image_size)
+    preprocessing = fit_size(predictor, plan)
     if predictor.model.config.num_classes == 0:
         raise UserError(f"The model of {source} has no head, so there are no logits to export.")
     to_compare = comparison_pictures(source, data, preprocessing)
@@ -184,12 +185,22 @@ def export_model(
 # What goes in
 
 
-def resize(predictor: Predictor[ConViTWithLinearClassifier], image_size: int | tuple[int, int] | None) -> Preprocessing:
-    """Make the model one for another size in pixels, if one is given; returns the preprocessing that fits."""
-    if image_size is None:
-        return predictor.preprocessing
-    predictor.model.set_input_size(image_size)
-    return replace(predictor.preprocessing, image_size=as_pair(image_size))
+def fit_size(predictor: Predictor[ConViTWithLinearClassifier], plan: ExportPlan) -> Preprocessing:
+    """The preprocessing for the size asked for; a model for that size alone gets its position embedding at that size.
+
+    Raises ``ValueError`` for a size that the patches do not divide.
+    """
+    preprocessing = predictor.preprocessing
+    if plan.image_size is not None:
+        preprocessing = replace(preprocessing, image_size=as_pair(plan.image_size))
+    config = replace(predictor.model.config, image_size=preprocessing.image_size)  # which checks it
+    if "size" not in plan.dynamic:
+        predictor.model.set_input_size(config.image_size)
+    elif config.image_size != tuple(side * config.patch_size for side in config.grid):
+        raise UserError(
+            f"image_size is {config.image_size}: for --dynamic size it must be multiples of {config.patch_size} pixels."
+        )
+    return preprocessing
 
 
 def comparison_pictures(source: str | Path, data: str | None, preprocessing: Preprocessing) -> RealPictures:
@@ -268,8 +279,7 @@ def write_program(
     converted = read_for_openvino(onnx_file)
     if calibration is not None:
         tell(f"quantising on {len(calibration.pictures)} pictures of {calibration.name}")
-        size = 1 if "batch" in info.dynamic else info.batch_size
-        converted = quantise(converted, calibration_batches(calibration, info, size=size))
+        converted = quantise(converted, calibration_batches(calibration, info))
     write_openvino(converted, file)
     del converted  # it may still read the ONNX file
     onnx_file.unlink()
@@ -288,21 +298,23 @@ def example(info: ExportedInfo) -> Tensor:
     """Zeros (B, C, height, width) to trace with: two pictures at least, and two patches a side, where that is open."""
     config = info.architecture
     batch_size = 2 if "batch" in info.dynamic else info.batch_size
-    grid = config.grid
-    if "size" in info.dynamic:
-        rows, columns = (max(FEWEST_PATCHES, side) for side in grid)
-        sides = (rows * config.patch_size, columns * config.patch_size)
-    else:
-        sides = as_pair(config.image_size)
-    return torch.zeros(batch_size, config.image_channel, *sides)
+    least = FEWEST_PATCHES * config.patch_size if "size" in info.dynamic else 1
+    return torch.zeros(batch_size, config.image_channel, *(max(side, least) for side in info.image_size))
 
 
-def calibration_batches(calibration: RealPictures, info: ExportedInfo, *, size: int) -> Iterator[np.ndarray]:
-    """Whole batches (size, C, height, width) of what can be read; the rest is left out."""
-    preprocessing = Preprocessing.from_dict(info.preprocessing)
-    for batch in calibration.batches(preprocessing, batch_size=size):
-        if len(batch) == size:
-            yield batch.numpy()
+def calibration_batches(calibration: RealPictures, info: ExportedInfo) -> list[Floats]:
+    """Whole batches (B, C, height, width) of what can be read, of one picture where the batch is open.
+
+    Raises ``ValueError`` if there is none.
+    """
+    size = 1 if "batch" in info.dynamic else info.batch_size
+    batches = calibration.batches(Preprocessing.from_dict(info.preprocessing), batch_size=size)
+    whole = [batch.numpy() for batch in batches if len(batch) == size]
+    if not whole:
+        raise UserError(
+            f"{calibration.name} has no {size} training pictures in a row that can be read to calibrate on."
+        )
+    return whole
 
 
 # Comparing
@@ -314,7 +326,7 @@ def compare(
     """How far the exported model's logits are from the eager ones on real pictures, as plain values.
 
     Differences are those of logits; ``relative_difference`` is the norm of the difference over that of the logits,
-    ``same_top1`` the percentage of pictures with the same most probable class. If the size is open, the pictures are
+    ``same_top1`` (multi-label: ``same_answers``) the percentage of equal answers. If the size is open, the pictures are
     compared at the native size and at another one, which is no square if the native one is.
     """
     expected, found, sizes = [], [], compared_sizes(exported.info)
@@ -336,13 +348,20 @@ def compare(
         "mean_difference": float(difference.mean()),
         "relative_difference": float(difference.norm() / eager.norm()),
         "tolerance": TOLERANCE[exported.info.precision],
-        "same_top1": 100 * float((run.argmax(dim=1) == eager.argmax(dim=1)).double().mean()),
+        **same_answers(run, eager, multi_label=exported.info.multi_label),
     }
+
+
+def same_answers(logits: Tensor, others: Tensor, *, multi_label: bool) -> dict[str, float]:
+    """How many answers are the same, in percent: the most probable class, or each class's yes or no."""
+    if multi_label:
+        return {"same_answers": 100 * float(((logits > 0) == (others > 0)).double().mean())}
+    return {"same_top1": 100 * float((logits.argmax(dim=1) == others.argmax(dim=1)).double().mean())}
 
 
 def compared_sizes(info: ExportedInfo) -> list[tuple[int, int]]:
     """The sizes (height, width) in pixels at which an exported model is compared."""
-    height, width = as_pair(info.architecture.image_size)
+    height, width = info.image_size
     if "size" not in info.dynamic:
         return [(height, width)]
     patch = info.architecture.patch_size

@@ -52,30 +52,35 @@ class ExportedInfo:
     batch_size: int
     """Pictures a call, unless "batch" is open."""
     architecture: ConViTConfig
-    """With the exported size in pixels as its ``image_size``."""
     preprocessing: dict[str, Any]
+    """Its ``image_size`` is the exported one, or where "size" is open the one that pictures are brought to."""
     labels: tuple[str, ...]
     multi_label: bool = False
     licence: str | None = None
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of ``preprocessing``."""
+        height, width = self.preprocessing["image_size"]
+        return height, width
+
+    @property
     def shape(self) -> list[int | str]:
         """Of the pictures: (batch, channels, height, width), with a word for what is open."""
         patch = self.architecture.patch_size
-        height, width = self.preprocessing["image_size"]
-        sides = [f"{patch} * rows", f"{patch} * columns"] if "size" in self.dynamic else [height, width]
+        sides = [f"{patch} * rows", f"{patch} * columns"] if "size" in self.dynamic else self.image_size
         return ["batch" if "batch" in self.dynamic else self.batch_size, self.architecture.image_channel, *sides]
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ``ValueError`` if the model does not take pictures of this height and width in pixels."""
-        native, patch = tuple(self.preprocessing["image_size"]), self.architecture.patch_size
-        given = f"The pictures are {height} x {width} pixels"
-        if "size" not in self.dynamic and (height, width) != native:
-            raise UserError(
-                f"{given}: this model was exported for {native[0]} x {native[1]} alone; --dynamic size exports one "
-                "for every size."
-            )
-        if height % patch or width % patch or min(height, width) < FEWEST_PATCHES * patch:
+        given, patch = f"The pictures are {height} x {width} pixels", self.architecture.patch_size
+        if "size" not in self.dynamic:
+            if (height, width) != self.image_size:
+                raise UserError(
+                    f"{given}: this model was exported for {self.image_size[0]} x {self.image_size[1]} alone; "
+                    "--dynamic size exports one for every size."
+                )
+        elif height % patch or width % patch or min(height, width) < FEWEST_PATCHES * patch:
             raise UserError(
                 f"{given}: for this exported model each side must be a multiple of {patch}, and at least "
                 f"{FEWEST_PATCHES * patch}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,17 @@ from typing import Any
 from comvex.inference.runtimes import Floats
 
 
-def quantise(model: Any, pictures: Iterable[Floats]) -> Any:
+def quantise(model: Any, batches: Sequence[Floats]) -> Any:
     """An ``openvino.Model`` whose matrix products and convolution take int8, from one in float32.
 
-    ``pictures`` are batches (B, C, height, width), gone through several times; weights are symmetric by output channel,
-    activations are scaled as their ranges on these pictures ask. NNCF smooths the ranges of a transformer's activations
-    into the weights before (SmoothQuant, Xiao et al. 2023) and corrects the biases after.
+    ``batches`` of pictures are (B, C, height, width), gone through several times; their values set the ranges of the
+    activations. NNCF first shifts what makes a transformer's activations uneven into the weights (SmoothQuant, Xiao et
+    al. 2023), and corrects the biases at the end.
     """
     import nncf
 
     nncf.set_log_level(logging.ERROR)
     names = products_of_weights(model)
-    batches = list(pictures)
     # NNCF draws bars on standard output, where a report must stand alone.
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         return nncf.quantize(
