@@ -242,10 +242,11 @@ def test_model_card_has_the_runs_figures_data_and_the_hubs_metadata(small_run, t
     card = ModelCard.load(tmp_path / "saved" / "README.md")
     assert card.data.library_name == "comvex"
     assert card.data.pipeline_tag == "image-classification"
-    assert "trained on digits" in card.text
+    assert "# ConViT trained on the data set `digits`" in card.text
+    assert "8 x 8 pixels and 1 channel;" in card.text
     assert "10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in card.text
     assert model.info is not None
-    assert f"| val top1 | {model.info.figures['val_top1']:.4g} % |" in card.text
+    assert f"| validation top-1 accuracy | {model.info.figures['val_top1']:.4g} % |" in card.text
     assert "comvex.load(" in card.text
 
 

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 MARK = "<!-- Written by comvex from what is known of the weights; a card without this line is left alone. -->"
 PERCENTAGES = ("top1", "top5", "map")
 """Ends of the names of figures in percent."""
+IN_WORDS = {
+    "val": "validation",
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "map": "mean average precision",
+}
+"""Parts of the names of figures that a reader may not know."""
 
 
 def model_card(config: ConViTConfig, info: WeightsInfo | None, *, repository: str = "OWNER/NAME") -> str:
@@ -31,18 +38,18 @@ def model_card(config: ConViTConfig, info: WeightsInfo | None, *, repository: st
     kind = ", any number of them on a picture" if info is not None and info.multi_label else ""
     lines = [
         f"---\n{head.to_yaml()}\n---\n{MARK}\n",
-        f"# ConViT{f', trained on {data}' if data else ''}\n",
+        f"# ConViT{f' trained on the data set {code(data)}' if data else ''}\n",
         "A ConViT ([d'Ascoli et al., 2021](https://arxiv.org/abs/2103.10697)): a vision transformer whose early layers "
         "start as convolutions, for `comvex`.\n",
         f"- {counted(config.num_local_layers, 'GPSA layer')} and "
         f"{counted(config.num_nonlocal_layers, 'self-attention layer')}, "
-        f"{heads} heads, {config.dim} numbers a token, patches of {config.patch_size} pixels",
-        f"- pictures of {height} x {width} pixels and {config.image_channel} channels; other sizes work too",
+        f"{heads} heads, tokens of width {config.dim}, patches of {config.patch_size} x {config.patch_size} pixels",
+        f"- pictures of {height} x {width} pixels and {counted(config.image_channel, 'channel')}; other sizes work too",
         f"- {config.num_classes} classes{kind}{describe_labels(info.labels) if info is not None else ''}",
         "",
     ]
     if figures:
-        rows = [f"| {name.replace('_', ' ')} | {number(name, value)} |" for name, value in figures.items()]
+        rows = [f"| {in_words(name)} | {number(name, value)} |" for name, value in figures.items()]
         lines += ["## Measured\n", "| figure | value |", "| --- | --- |", *rows, ""]
     lines += [
         "## Use\n",
@@ -60,6 +67,16 @@ def model_card(config: ConViTConfig, info: WeightsInfo | None, *, repository: st
 
 def counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def code(name: object) -> str:
+    """A name as Markdown's code on one line: a file's or folder's may have any character."""
+    line = " ".join(str(name).replace("`", "'").split())
+    return f"`{line}`"
+
+
+def in_words(figure: str) -> str:
+    return " ".join(IN_WORDS.get(part, part) for part in figure.split("_"))
 
 
 def number(name: str, value: object) -> str:
