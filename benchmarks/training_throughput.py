@@ -3,6 +3,8 @@
 python benchmarks/training_throughput.py            digits: 1 thread, 1 loader process
 python benchmarks/training_throughput.py --size 224  ConViT-Ti at 224 pixels on made JPEG files
 python benchmarks/training_throughput.py --ready     what the loop itself costs: both get the same ready batches
+python benchmarks/training_throughput.py --cpu       CPU seconds instead of those of the clock, where others compute
+                                                     too; without loader processes, whose seconds do not count
 
 In each round the whole of ``comvex train`` (loading, augmentation, loss, optimiser, sums, progress; without the
 validation at the end) and the bare loop run one after the other, in an order that alternates.
@@ -15,6 +17,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -63,10 +66,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, help="training steps a round (default: 60, at 224 pixels 6)")
     parser.add_argument("--threads", type=int, help="default: 1, at 224 pixels 2")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, help="default: 1, with --cpu none")
+    parser.add_argument("--cpu", action="store_true", help="compare CPU seconds")
     parser.add_argument("--ready", action="store_true", help="give the training loop ready batches too")
     options = parser.parse_args()
     small = options.size == 8
+    clock = time.process_time if options.cpu else time.perf_counter
+    workers = options.workers if options.workers is not None else 0 if options.cpu else 1
     steps = options.steps or (60 if small else 6)
     torch.set_num_threads(options.threads or (1 if small else 2))
 
@@ -75,18 +81,18 @@ def main() -> None:
         if not small:
             data = made_folder(Path(folder) / "pictures", num=80, side=320)
             recipe = Recipe(data=str(data), model=Architecture(preset="ConViT_Ti"), steps=steps, batch_size=16)
-        machine = Options(device="cpu", workers=options.workers)
+        machine = Options(device="cpu", workers=workers)
         plan = make_plan(recipe, machine, torch.device("cpu"), Ranks())
         print(
-            f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {options.workers} "
+            f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {workers} "
             f"loader processes, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
         )
         batches = list(training_batches(plan, step_order(plan, start=0)))
         ratios, rates = [], []
         for round_number in range(options.rounds + 1):
             loops = [
-                lambda: trained(plan, Path(folder), batches if options.ready else None),
-                lambda: bare(plan, batches),
+                lambda: trained(plan, Path(folder), batches if options.ready else None, clock),
+                lambda: bare(plan, batches, clock),
             ]
             order = (0, 1) if round_number % 2 else (1, 0)
             seconds = {}
@@ -107,7 +113,7 @@ def new_learner(plan: Plan) -> Learner:
     )  # fmt: skip
 
 
-def trained(plan: Plan, out: Path, ready: list[Batch] | None) -> float:
+def trained(plan: Plan, out: Path, ready: list[Batch] | None, clock: Callable[[], float]) -> float:
     """Seconds that the trainer's own loop takes, from the first batch asked for to the last step done.
 
     Starting loader processes and the one validation at the end are subtracted: they do not grow with the steps.
@@ -122,9 +128,9 @@ def trained(plan: Plan, out: Path, ready: list[Batch] | None) -> float:
     step = learner.step
 
     def timed(*arguments: object, **options: object) -> object:
-        first.append(time.perf_counter())
+        first.append(clock())
         result = step(*arguments, **options)  # pyright: ignore[reportArgumentType]
-        last.append(time.perf_counter())
+        last.append(clock())
         return result
 
     learner.step = timed  # pyright: ignore[reportAttributeAccessIssue]
@@ -138,7 +144,7 @@ def trained(plan: Plan, out: Path, ready: list[Batch] | None) -> float:
     return (last[-1] - last[0]) * len(last) / (len(last) - 1)
 
 
-def bare(plan: Plan, batches: list[Batch]) -> float:
+def bare(plan: Plan, batches: list[Batch], clock: Callable[[], float]) -> float:
     """Seconds of forward, backward, clipping and step on batches that are there already."""
     learner = new_learner(plan)
     model, optimizer = learner.model, learner.optimizer
@@ -150,7 +156,7 @@ def bare(plan: Plan, batches: list[Batch]) -> float:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        times.append(time.perf_counter())
+        times.append(clock())
     return (times[-1] - times[0]) * len(times) / (len(times) - 1)
 
 
