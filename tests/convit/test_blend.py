@@ -56,11 +56,6 @@ def test_each_gradient_is_the_same_when_the_others_are_not_wanted(wanted: list[i
         assert torch.equal(gradient, expected[number])
 
 
-def test_blend_lies_in_memory_as_its_content_does() -> None:
-    inputs = parts()
-    assert blend(*inputs).stride() == inputs[0].stride()
-
-
 # What is kept for backward
 
 

@@ -19,7 +19,7 @@ from comvex.convit.positional import columns_first, mix_grid, rows_first
 
 
 def blend(content: Tensor, value: Tensor, content_share: Tensor, row_factor: Tensor, column_factor: Tensor) -> Tensor:
-    """c C + A_y V A_x^T, in the shape of content and with its order in memory.
+    """c C + A_y V A_x^T, in the shape of content.
 
     content and value (B, heads, N, head_dim), content_share (heads, 1, 1), row_factor (heads, H, H) with the position's
     share in it, column_factor (heads, W, W); the factors have B in front if every picture has its own.
@@ -36,9 +36,8 @@ class Blend(torch.autograd.Function):
     def forward(
         content: Tensor, value: Tensor, content_share: Tensor, row_factor: Tensor, column_factor: Tensor
     ) -> Tensor:
-        # The first term decides the order in memory. Attention leaves a token's heads beside each other, as the output
-        # projection reads them.
-        return content * content_share + mix_grid(value, row_factor, column_factor)
+        # One pass over the values, the gates being on the small tensors.
+        return torch.addcmul(mix_grid(value, row_factor, column_factor), content, content_share)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
