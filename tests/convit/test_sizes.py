@@ -225,8 +225,7 @@ def compare_compiled_training(**arguments: Any) -> None:
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
 
 
-# One exported program for every size. torch.export takes at least two patches a side for granted where a size is a
-# multiple of the patch: a convolution alone, exported so, refuses one patch, too.
+# One exported program for every size from two patches a side on.
 
 
 @pytest.mark.parametrize("traced", [(2, 3, 32, 32), (3, 3, 48, 64)])
@@ -248,3 +247,17 @@ def test_one_exported_program_pads_every_height_and_width_to_whole_patches(trace
     for shape in [(1, 3, 32, 32), (5, 3, 33, 47), (1, 3, 9, 17), (2, 3, 64, 10), (1, 3, 100, 31), traced]:
         picture = torch.randn(shape)
         torch.testing.assert_close(program(picture), network(picture), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["model", "convolution alone"])
+def test_an_exported_program_refuses_a_side_of_one_patch_as_that_of_its_convolution_alone_does(alone):
+    """torch.export asks whether the convolution's result is contiguous, which another rule tells at length one."""
+    network = random_model()
+    traced: torch.nn.Module = network.patch_embed.proj if alone else network
+    rows, columns = (torch.export.Dim(name, min=1) for name in ("rows", "columns"))
+    shapes = ({2: 8 * rows, 3: 8 * columns},)
+    program = torch.export.export(traced, (torch.randn(1, 3, 32, 32),), dynamic_shapes=shapes).module()
+    for height, width in ((8, 32), (32, 8)):
+        with pytest.raises(AssertionError, match=r"Guard failed: .* != 1"):
+            program(torch.randn(1, 3, height, width))
+        assert network(torch.randn(1, 3, height, width)).shape == (1, 5)
