@@ -388,6 +388,23 @@ def test_a_head_of_two_numbers_of_classes_is_told_by_both_tensors(rows: int, tmp
         load_model(file)
 
 
+@pytest.mark.parametrize("key", ["head.weight", "head.bias"])
+def test_a_tensor_of_the_head_with_an_axis_too_many_is_named_alone(key: str, tmp_path) -> None:
+    file = write("official.pth", {**STATE, key: STATE[key][None]}, tmp_path)
+    with pytest.raises(ValueError, match=rf"ConViT: 1 of another shape: {key} \(1, 5.* instead of \(5"):
+        load_model(file)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_file_that_was_cut_is_told_in_one_sentence_without_pytorchs_advice(share: float, tmp_path) -> None:
+    told = []
+    for number in range(12):
+        with pytest.raises(ValueError, match=r"is damaged or no PyTorch file: \w") as caught:
+            load_model(truncated("official.pth", share - number / 1000)(tmp_path))
+        told.append(str(caught.value))
+    assert not [message for message in told if "Errno" in message or ". " in message]
+
+
 def test_all_else_at_fault_is_named_beside_a_head_of_two_numbers_of_classes(tmp_path) -> None:
     state = {**STATE, "head.weight": torch.zeros(4, 16), "extra": torch.zeros(2)}
     del state["norm.bias"]

@@ -82,7 +82,7 @@ def infer_config(
             )
     dim = most_common([len(projection), *lengths(tensors, r"(?:blocks\.\d+\.)?norm\d?\.weight")])
     ff = lengths(tensors, r"blocks\.\d+\.mlp\.fc1\.(?:weight|bias)")
-    head = lengths(tensors, r"head\.(?:weight|bias)")
+    head = head_tensors(tensors)
     try:
         config = ConViTConfig.from_preset(
             "ConViT_Ti",
@@ -95,7 +95,7 @@ def infer_config(
             dim=dim,
             heads=most_common(per_head),
             ff_dim=most_common(ff) if ff else 4 * dim,
-            num_classes=head[0] if head else 0,
+            num_classes=len(next(iter(head.values()))) if head else 0,
         )
     except UnknownArchitectureError:
         raise
@@ -106,13 +106,22 @@ def infer_config(
     return config
 
 
+def head_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the head's two tensors that are a matrix and a vector, as they must be, and so tell the classes."""
+    return {
+        name: tensors[name]
+        for name, num_axes in (("head.weight", 2), ("head.bias", 1))
+        if name in tensors and tensors[name].ndim == num_axes
+    }
+
+
 def check_head(tensors: Mapping[str, Tensor], config: ConViTConfig, what: str) -> None:
     """Raises ``ValueError`` if the head's two tensors are of different numbers of classes: either may be the wrong one.
 
     Both are named, after all else that is at fault.
     """
-    head = {name: tensors[name] for name in ("head.weight", "head.bias") if name in tensors}
-    if len({tensor.shape[:1] for tensor in head.values()}) < 2:
+    head = head_tensors(tensors)
+    if len({len(tensor) for tensor in head.values()}) < 2:
         return
     rest = {name: shape for name, shape in expected_shapes(config).items() if name not in head}
     found = mismatch({name: tensor for name, tensor in tensors.items() if name not in head}, rest)

@@ -7,6 +7,7 @@ name.
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import re
 import warnings
@@ -108,8 +109,15 @@ def read_pickle(file: Path) -> Any:
                     f"The file {file} is refused: it is a {kind} archive, which only running code would open; save the "
                     "state dict by itself, best as safetensors."
                 ) from error
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"The file {file} is damaged or no PyTorch file: {reason[0].rstrip('.')}.") from error
+        raise UserError(f"The file {file} is damaged or no PyTorch file: {cause_of(error)}.") from error
+
+
+def cause_of(error: Exception) -> str:
+    """What PyTorch says of a file that it cannot read, up to the advice that follows."""
+    if isinstance(error, OSError) and error.errno == errno.EINVAL:
+        return "it ends too early"  # its directory was looked for before its first byte
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return reason[0].split(". ")[0].rstrip(".")
 
 
 def unwrap(content: Any, file: Path, *, ema: bool) -> TensorFile:
