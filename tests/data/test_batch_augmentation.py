@@ -1,5 +1,9 @@
 """Pictures augmented a batch at a time: torchvision's transforms, one picture after the other, give the same."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +56,14 @@ def test_a_batch_at_a_time_is_what_torchvision_makes_of_one_picture_after_the_ot
     assert torch.equal(batch.labels, expected.labels)
     assert torch.equal(batch.indices, expected.indices)
     assert batch.pictures.dtype == torch.float32
+
+
+def test_the_same_holds_on_a_processor_that_rounds_products_before_it_adds_them():
+    """PyTorch's plain code has no fused multiply-add, which rounds once and not twice."""
+    test = f"{__file__}::{test_a_batch_at_a_time_is_what_torchvision_makes_of_one_picture_after_the_other.__name__}"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", test]
+    done = subprocess.run(command, env=os.environ | {"ATEN_CPU_CAPABILITY": "default"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_rest_of_its_batch_changes_nothing_in_a_picture():

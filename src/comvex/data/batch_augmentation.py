@@ -6,7 +6,8 @@ the other pictures of the batch nor their number change anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,10 +53,10 @@ class BatchAugmentation:
         """Pictures (B, height, width) or (B, height, width, 3), each with a seed -> (B, channels, height, width)."""
         flip = flip_probability(self.augmentation, mirrored=self.mirrored)
         erase = erasing_probability(self.augmentation, self.preprocessing.image_size)
-        num_affine = (5 if self.augmentation.shear else 4) if self.augmentation.is_affine else 0
-        num_drawn = num_affine + bool(flip) + bool(erase)
+        affine = self._affine_ranges() if self.augmentation.is_affine else []
+        num_affine = len(affine)
         with torch.random.fork_rng(devices=[]):
-            drawn, erased = self._draw(seeds, num_drawn, erase)
+            drawn, erased = self._draw(seeds, [*affine, *[(0.0, 1.0)] * (bool(flip) + bool(erase))], erase)
         if num_affine:
             pictures = warp(
                 pictures, self._matrices(drawn[:, :num_affine]), fill=self.preprocessing.edge_colour
@@ -69,19 +70,32 @@ class BatchAugmentation:
             tensors[number, :, top : top + height, left : left + width] = 0
         return tensors
 
-    def _draw(
-        self, seeds: Sequence[int], num: int, erase: float
-    ) -> tuple[NDArray[np.float32], list[tuple[int, tuple[int, int, int, int]]]]:
-        """Numbers in [0, 1), (B, num), and the pictures that are erased, each with (top, left, height, width).
+    def _affine_ranges(self) -> list[tuple[float, float]]:
+        """Between what angle, shifts to the right and down, scale and, if there is any, shear are drawn."""
+        height, width = self.preprocessing.image_size
+        changes = self.augmentation
+        right, down = changes.translation * width, changes.translation * height
+        ranges = [
+            (-changes.rotation, changes.rotation), (-right, right), (-down, down), (1 - changes.zoom, 1 + changes.zoom)
+        ]  # fmt: skip
+        return [*ranges, (-changes.shear, changes.shear)] if changes.shear else ranges
 
-        The last number of a row decides whether a picture is, and its rectangle is drawn after them.
+    def _draw(
+        self, seeds: Sequence[int], ranges: Sequence[tuple[float, float]], erase: float
+    ) -> tuple[NDArray[np.float32], list[tuple[int, tuple[int, int, int, int]]]]:
+        """Numbers in the ranges, (B, len(ranges)), and the erased pictures, each with (top, left, height, width).
+
+        The last number of a row decides whether a picture is erased, and its rectangle is drawn after them. Each number
+        is drawn by itself and in its range, as torchvision does: to scale all of them afterwards would be rounded
+        otherwise on processors that multiply and add at once.
         """
-        drawn = torch.empty(len(seeds), num)
+        drawn = torch.empty(len(seeds), len(ranges))
         erased = []
         shape = torch.empty(1, *self.preprocessing.image_size)
         for number, (seed, row) in enumerate(zip(seeds, drawn.unbind(), strict=True)):
             torch.default_generator.manual_seed(seed)
-            torch.rand(num, out=row)
+            for cell, (low, high) in zip(row.unbind(), ranges, strict=True):
+                cell.uniform_(low, high)
             if erase and row[-1] < erase:
                 top, left, height, width, _ = T.RandomErasing.get_params(shape, ERASED_SCALE, (0.3, 3.3), [0.0])
                 if height < shape.shape[1]:  # else torchvision has found none that fits, and erases nothing
@@ -91,16 +105,13 @@ class BatchAugmentation:
     def _matrices(self, drawn: NDArray[np.float32]) -> NDArray[np.float64]:
         """The inverse affine maps (B, 6), from where a picture's pixel goes to where it comes from.
 
-        ``drawn`` (B, 4 or 5) decides on angle, shifts to the right and down, scale, shear.
+        ``drawn`` (B, 4 or 5): angle in degrees, shifts in pixels to the right and down, scale, shear in degrees.
         """
         height, width = self.preprocessing.image_size
-        changes = self.augmentation
-        angle = np.radians(spread(drawn[:, 0], -changes.rotation, changes.rotation))
-        right = np.rint(spread(drawn[:, 1], -changes.translation * width, changes.translation * width))
-        down = np.rint(spread(drawn[:, 2], -changes.translation * height, changes.translation * height))
-        scale = spread(drawn[:, 3], 1 - changes.zoom, 1 + changes.zoom)
-        shear = np.tan(np.radians(spread(drawn[:, 4], -changes.shear, changes.shear))) if changes.shear else 0.0
-        cos, sin = np.cos(angle), np.sin(angle)
+        angle, right, down, scale, *shears = drawn.T.astype(np.float64)
+        right, down = np.rint(right), np.rint(down)
+        cos, sin = (each(function, np.radians(angle)) for function in (math.cos, math.sin))
+        shear = each(math.tan, np.radians(shears[0])) if shears else 0.0
         # The rotation times the shear has determinant 1, so that its inverse has the same entries
         across = [(cos - sin * shear) / scale, (cos * shear + sin) / scale]
         along = [-sin / scale, cos / scale]
@@ -112,10 +123,9 @@ class BatchAugmentation:
         return np.stack([*across, shifts[0], *along, shifts[1]], axis=1)
 
 
-def spread(drawn: NDArray[np.float32], low: float, high: float) -> NDArray[np.float64]:
-    """Numbers in [0, 1) as numbers in [low, high), rounded as PyTorch does: once, to float32."""
-    low32, high32 = np.float32(low), np.float32(high)
-    return (drawn.astype(np.float64) * np.float64(high32 - low32) + np.float64(low32)).astype(np.float32).astype(float)
+def each(function: Callable[[float], float], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A function of the standard library, of every value (B,); the last digit of NumPy's depends on the processor."""
+    return np.array([function(value) for value in values.tolist()], np.float64)
 
 
 def warp(
