@@ -19,6 +19,7 @@ def quantise(model: Any, batches: Sequence[Floats]) -> Any:
     activations. NNCF first shifts what makes a transformer's activations uneven into the weights (SmoothQuant, Xiao et
     al. 2023), and corrects the biases at the end.
     """
+    os.environ.setdefault("NNCF_CI", "1")  # or NNCF tells its makers over the network that it is used
     import nncf
 
     nncf.set_log_level(logging.ERROR)
