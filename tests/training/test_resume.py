@@ -141,14 +141,15 @@ def test_a_checkpoint_damaged_by_hand_is_passed_over(undisturbed, tmp_path):
     assert_identical(out, undisturbed)
 
 
-def test_two_processes_killed_and_resumed_end_as_if_they_had_not_been(tmp_path):
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_processes_killed_and_resumed_end_as_if_they_had_not_been(processes, tmp_path):
     out, whole = tmp_path / "run", tmp_path / "whole"
-    process = launch(out, "--workers", 0, processes=2)
+    process = launch(out, "--workers", 0, processes=processes)
     wait_until(lambda: saved_steps(out) and saved_steps(out)[-1] >= 24, process)
     kill(process)
     seen = saved_steps(out)[-1]
-    finish(out, "--workers", 0, processes=2)
-    finish(whole, "--workers", 0, processes=2)
+    finish(out, "--workers", 0, processes=processes)
+    finish(whole, "--workers", 0, processes=processes)
     assert resumed_steps(out) == [seen]
     assert_identical(out, whole)
 

@@ -202,6 +202,52 @@ def test_ten_steps_of_two_processes_are_those_of_one(accumulate, tmp_path):
     assert summaries[0]["loss"] == pytest.approx(summaries[1]["loss"], rel=1e-4)
 
 
+THREE = """
+import sys
+import torch
+from safetensors.torch import save_file
+from comvex.data.loading import Batch
+from comvex.data.sources import open_data
+from comvex.inference.task import SingleLabel
+from comvex.training.build import build_model
+from comvex.training.ranks import joined_ranks
+from comvex.training.recipe import Architecture, Options, Recipe
+from comvex.training.step import Learner
+
+recipe, data = Recipe(model=Architecture(dim=256, num_local_layers=3), steps=4, learning_rate=1e-3), open_data("digits")
+cpu = torch.device("cpu")
+with joined_ranks(cpu) as ranks:
+    def learner():
+        parts = {"data": data, "task": SingleLabel(), "device": cpu, "options": Options(), "ranks": ranks}
+        return Learner(build_model(recipe, data).train(), recipe, **parts)
+
+    def take(each, steps):
+        for step in steps:
+            torch.manual_seed(10 * step + ranks.rank)
+            batch = Batch(torch.randn(4, 1, 8, 8), torch.randint(10, (4,)), torch.arange(4), [])
+            each.step(step, [batch], num_pictures=4 * ranks.num)
+
+    whole, resumed = learner(), learner()
+    take(whole, [1, 2])
+    resumed.load({name: {k: v.clone() for k, v in of.items()} for name, of in whole.tensors().items()}, whole.values())
+    take(whole, [3, 4])
+    take(resumed, [3, 4])
+    if ranks.first:
+        save_file(whole.model.state_dict(), sys.argv[1] + "/whole.safetensors")
+        save_file(resumed.model.state_dict(), sys.argv[1] + "/resumed.safetensors")
+"""
+
+
+def test_three_processes_add_their_gradients_up_alike_in_a_resumed_run_and_a_whole_one(tmp_path):
+    """Three float32 numbers have more than one sum."""
+    (tmp_path / "three.py").write_text(THREE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    done = subprocess.run([*command, tmp_path / "three.py", tmp_path], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    assert (tmp_path / "whole.safetensors").read_bytes() == (tmp_path / "resumed.safetensors").read_bytes()
+
+
 def test_a_piece_without_a_picture_has_the_shape_of_its_task(digits):
     empty = Batch(torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), [])
     for task, shape in ((SingleLabel(), (1,)), (MultiLabel(), (1, 10))):

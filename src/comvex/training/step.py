@@ -85,13 +85,23 @@ class Learner:
         model.set_grad_checkpointing(options.grad_checkpointing)
         self.running: nn.Module = model
         if ranks.num > 1:
-            devices = [torch.cuda.current_device()] if device.type == "cuda" else None
-            # DDP groups the gradients anew after its first step, and three or more numbers add up differently in
-            # another grouping: a resumed run would differ from an uninterrupted one. Looking for unused parameters
-            # keeps the groups.
-            self.running = DistributedDataParallel(model, device_ids=devices, find_unused_parameters=ranks.num > 2)
+            self.running = self.distributed()
         if options.compile:
             self.running.compile()
+
+    def distributed(self) -> DistributedDataParallel:
+        """The model as all processes run it together, its gradients in the groups in which they will stay.
+
+        DDP groups gradients anew after its first backward, and three or more numbers add up differently in another
+        grouping: the first step of a resumed run would differ from that of an uninterrupted one. So the first backward
+        is that of two empty pictures.
+        """
+        devices = [torch.cuda.current_device()] if self.device.type == "cuda" else None
+        running = DistributedDataParallel(self.model, device_ids=devices)
+        like = next(self.model.parameters())
+        running(like.new_zeros(2, *self.image_shape)).sum().backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        return running
 
     @property
     def evaluated(self) -> ConViTWithLinearClassifier:
