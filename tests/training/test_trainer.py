@@ -146,7 +146,18 @@ def test_a_folder_with_damaged_pictures_trains_and_counts_them(tmp_path):
     log = (tmp_path / "run" / "log.txt").read_text()
     assert summary["num_unreadable"] == 2
     for name in ("text.jpg", "truncated.png"):
-        assert log.count(f"{name} cannot be read") <= 1
+        assert log.count(f"{name} cannot be read") == 1
+
+
+def test_damaged_pictures_of_every_part_are_named_once_and_counted(tmp_path):
+    for part, num in (("train", 8), ("val", 4), ("test", 4)):
+        folder = noise_folder(tmp_path / "pictures" / part, num=num)
+        (folder / "dark" / "0.png").write_text("no picture")
+    summary = train(replace(FOLDER, data=str(tmp_path / "pictures")), tmp_path / "run")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert summary["num_unreadable"] == 3
+    for part in ("train", "val", "test"):
+        assert log.count(f"{part}/dark/0.png cannot be read") == 1
 
 
 def test_pictures_that_change_between_two_starts_are_noticed(tmp_path):

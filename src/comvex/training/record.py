@@ -63,8 +63,8 @@ class RunRecord:
     """The record of one run, in memory and in its folder; every process has it, the first one writes.
 
     ``history`` has a row per epoch (metrics.csv), ``timing`` likewise (timing.csv), ``heads`` one per epoch, layer and
-    head (heads.csv), ``unreadable`` a message for each training picture that could not be read. What a resumed run
-    needs of it is in every checkpoint, so that no line is lost or doubled.
+    head (heads.csv), ``unreadable`` a message for each picture that could not be read. What a resumed run needs of
+    it is in every checkpoint, so that no line is lost or doubled.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class RunRecord:
         )
 
     def add_unreadable(self, messages: list[str]) -> None:
-        """Note training pictures that could not be read; each is told once."""
+        """Note pictures that could not be read; each is told once."""
         for message in messages:
             if message not in self.unreadable:
                 self.unreadable[message] = None
@@ -157,6 +157,7 @@ class RunRecord:
         """Write down an epoch, and its weights if they are the best so far; ``heads`` has a row per layer and head."""
         loss, num_pictures = self.ranks.sum([sums.loss, sums.num_pictures])
         self.share_unreadable()
+        self.add_unreadable(evaluation.unreadable)
         row = {
             "epoch": len(self.history) + 1,
             "step": step,
@@ -233,6 +234,7 @@ class RunRecord:
 
     def finish(self, evaluation: Evaluation, *, part: str, num_parameters: int) -> dict[str, Any]:
         """Enter the figures of the best weights, draw the curves and write the summary, which ends the run."""
+        self.add_unreadable(evaluation.unreadable)
         seconds = sum(row["seconds"] for row in self.timing)
         rate = sum(row["pictures_per_second"] * row["seconds"] for row in self.timing) / seconds
         summary = {
@@ -240,7 +242,7 @@ class RunRecord:
             "loss": evaluation.loss,
             "evaluated_on": part,
             "num_pictures": evaluation.num_pictures,
-            "num_unreadable": len(self.unreadable) + len(evaluation.unreadable),
+            "num_unreadable": len(self.unreadable),
             "num_training_pictures": len(self.data.train),
             "best_epoch": self.best()["epoch"],
             "num_parameters": num_parameters,
