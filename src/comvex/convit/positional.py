@@ -18,10 +18,11 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-NEGLIGIBLE = -64.0
-"""Scores this far below a query's largest count as nothing: e^-64 = 2e-28 of it, beyond rounding even in float64.
+NEGLIGIBLE = 1e-28
+"""Shares up to this count as nothing, which is beyond rounding even in float64.
 
 Without this the tails of a kernel are subnormal numbers, which processors multiply many times slower.
 """
@@ -47,13 +48,13 @@ def axis_factor(linear: Tensor, quadratic: Tensor, length: int, valid: Tensor | 
     Takes two weights per head, (heads,) each; returns (heads, length, length), rows summing to one. With ``valid``
     (B, length), true for the keys that count in each picture, it returns (B, heads, length, length).
     """
+    # Few operations: they work on small tensors, once a layer, where each costs more to call than to compute.
     position = torch.arange(length, device=linear.device, dtype=linear.dtype)
-    offset = position[None, :] - position[:, None]  # (query, key)
-    score = linear[:, None, None] * offset + quadratic[:, None, None] * offset.square()
+    offset = position - position[:, None]  # (query, key)
+    score = torch.addcmul(linear[:, None, None] * offset, quadratic[:, None, None], offset.square())
     if valid is not None:
-        score = score.masked_fill(~valid[:, None, None, :], -math.inf)
-    score = score - score.amax(dim=-1, keepdim=True).detach()
-    return score.masked_fill(score < NEGLIGIBLE, -math.inf).softmax(dim=-1)
+        score = score.masked_fill(~valid[:, None, None, :], -math.inf)  # (B, heads, query, key)
+    return F.threshold(score.softmax(dim=-1), NEGLIGIBLE, 0.0)
 
 
 def positional_factors(weight: Tensor, grid: tuple[int, int], key_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
