@@ -103,9 +103,14 @@ def read_recipe(run: Path) -> dict[str, Any]:
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
-    """The summary of a finished run, or None if the run is not finished."""
+    """The summary of a finished run, or None if the run is not finished; raises ``ValueError`` if it is damaged."""
     file = run / SUMMARY
-    return json.loads(file.read_text()) if file.exists() else None
+    if not file.exists():
+        return None
+    try:
+        return json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is damaged: delete it and repeat comvex train, which writes it anew.") from error
 
 
 def best_weights(run: Path) -> Path:

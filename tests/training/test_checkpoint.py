@@ -52,7 +52,7 @@ def test_the_newest_are_kept_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "endless nesting"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, name, damage):
     save(tmp_path, 1)
     save(tmp_path, 2)
@@ -63,6 +63,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, name, 
         file.write_bytes(content)
     elif damage == "truncate":
         file.write_bytes(content[:-9])
+    elif damage == "endless nesting":
+        file.write_text("[" * 100_000)
     else:
         file.unlink()
     loaded, problems = load_latest(tmp_path)

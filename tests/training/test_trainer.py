@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import comvex
+from comvex.errors import UserError
 from comvex.training.recipe import Architecture, Options, Recipe
 from comvex.training.trainer import train
 
@@ -64,6 +65,17 @@ def test_a_finished_run_gives_its_summary_and_is_not_touched(small_run):
     summary = train(again, small_run)
     assert summary == json.loads((small_run / "summary.json").read_text())
     assert before == {file: file.stat().st_mtime_ns for file in small_run.rglob("*")}
+
+
+def test_a_damaged_summary_is_written_anew_once_it_is_deleted(small_run_copy):
+    again = Recipe.from_dict(json.loads((small_run_copy / "recipe.json").read_text())["recipe"])
+    file = small_run_copy / "summary.json"
+    summary = json.loads(file.read_text())
+    file.write_text(file.read_text()[:20])
+    with pytest.raises(UserError, match=r"summary\.json is damaged: delete it and repeat comvex train"):
+        train(again, small_run_copy)
+    file.unlink()
+    assert train(again, small_run_copy) == summary
 
 
 def test_another_recipe_in_the_same_folder_is_refused_with_the_difference(small_run, tmp_path):

@@ -93,7 +93,15 @@ def load_checkpoint(checkpoint: Path) -> Checkpoint:
         for name, sha256 in content["sha256"].items():
             if file_sha256(checkpoint / f"{name}.safetensors") != sha256:
                 raise UserError(f"{checkpoint / f'{name}.safetensors'} is damaged.")
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        RecursionError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise UserError(f"The checkpoint {checkpoint} is damaged: {error}.") from error
     tensors = {name: read_safetensors(checkpoint / f"{name}.safetensors")[0] for name in content["sha256"]}
     return Checkpoint(step=content["step"], tensors=tensors, state=content["state"])
