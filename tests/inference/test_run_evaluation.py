@@ -15,6 +15,7 @@ import comvex
 from comvex.convit import ConViTConfig, ConViTWithLinearClassifier, save_weights
 from comvex.data.loading import evaluation_loader
 from comvex.data.sources import open_data
+from comvex.errors import UserError
 from comvex.inference.evaluate import Evaluation, evaluate
 from comvex.inference.run_evaluation import Changes, evaluate_run
 
@@ -134,6 +135,21 @@ def test_data_with_some_of_the_classes_are_answered_among_all_of_the_models(smal
     assert found["top1"] == pytest.approx(100 * whole.confusion.diagonal()[[2, 5, 7]].sum() / found["num_pictures"])
     with Image.open(tmp_path / "out" / "confusion.png") as picture:
         assert min(picture.size) > 300
+
+
+@pytest.mark.parametrize("parts", [("val",), ("val", "test")])
+def test_parts_without_training_pictures_can_be_evaluated_and_not_trained_on(parts, small_run, tmp_path):
+    """As somebody has ImageNet's validation pictures alone: IMAGENET/val/n01440764/1.JPEG."""
+    data = tmp_path / "data"
+    for part in parts:
+        digits_folder(data / part, {7: "7", 2: "2"})
+    whole = evaluate_run(small_run, data=str(data / parts[0]), part="all", out=tmp_path / "whole")
+    for part in parts:
+        found = evaluate_run(small_run, data=str(data), part=part, out=tmp_path / part)
+        assert found["num_pictures"] == whole["num_pictures"]
+        assert found["by_class"] == whole["by_class"]
+    with pytest.raises(UserError, match="The data set .*/data has no training pictures"):
+        open_data(str(data))
 
 
 def test_a_class_that_the_model_does_not_know_is_named(small_run, tmp_path):

@@ -36,6 +36,12 @@ class FolderIndex:
     folders: dict[str, tuple[int, int]]
     """Path inside the folder -> time of the last change in nanoseconds, number of entries."""
 
+    @property
+    def has_parts_alone(self) -> bool:
+        """Whether all pictures are in class folders inside folders called val and test, which are no classes then."""
+        paths = [file.split("/") for file in self.files]
+        return bool(paths) and all(len(path) > 2 and path[0] in ("val", "test") for path in paths)
+
     def is_current(self, root: Path) -> bool:
         """Whether nothing has come, gone or changed its name since; looks at the folders, not at the files."""
         try:
@@ -134,7 +140,8 @@ def folder_data(root: Path, *, split_seed: int) -> DataSet:
     """A folder of class folders, or one with such folders called train, val and test (those that are there).
 
     Without ``train`` a stratified fifth of all pictures is the test set. With ``train`` but without ``test`` there is
-    no test set. Folders of ImageNet's WordNet ids give classes with readable names.
+    no test set. Where there are no others than val and test, there are no training pictures. Folders of ImageNet's
+    WordNet ids give classes with readable names.
 
     Raises ``ValueError`` if there are fewer than two classes, a part has other classes than ``train`` or no pictures.
     """
@@ -145,6 +152,8 @@ def folder_data(root: Path, *, split_seed: int) -> DataSet:
             for name in ("val", "test")
             if (root / name).is_dir()
         }  # fmt: skip
+    elif any((root / part).is_dir() for part in ("val", "test")) and index_folder(root).has_parts_alone:
+        classes, train, parts = parts_alone(root)
     else:
         classes, pictures = labelled_pictures(root)
         in_test = pictures.share(0.2, seed=split_seed)
@@ -154,6 +163,14 @@ def folder_data(root: Path, *, split_seed: int) -> DataSet:
         test=parts.get("test"),
     )  # fmt: skip
     return name_wordnet_classes(data)
+
+
+def parts_alone(root: Path) -> tuple[tuple[str, ...], PictureSet, dict[str, PictureSet]]:
+    """The classes of val and test together, no training pictures, and the part of each of the two that is there."""
+    paths = [file.split("/") for file in index_folder(root).files]
+    classes = tuple(sorted({name for _, name, *_ in paths}))
+    parts = {part: labelled_pictures(root / part, classes)[1] for part in sorted({part for part, *_ in paths})}
+    return classes, PictureSet([], np.empty(0, np.int64)), parts
 
 
 def labelled_pictures(root: Path, classes: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], PictureSet]:

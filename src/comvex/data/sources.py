@@ -34,11 +34,23 @@ def open_data(name: str, *, split_seed: int = 0, fraction: float = 1.0, val_frac
 
     Raises ``ValueError`` if there is no such data set, or it has too few classes or an empty part.
     """
+    found = find_data(name, split_seed=split_seed)
+    return set_aside(found, name, split_seed=split_seed, fraction=fraction, val_fraction=val_fraction)
+
+
+def set_aside(
+    data: DataSet, name: str, *, split_seed: int = 0, fraction: float = 1.0, val_fraction: float = 0.1
+) -> DataSet:
+    """What ``find_data`` found by that name, with pictures for validation and a share of it all, as ``open_data`` says.
+
+    Raises ``ValueError`` if a part is empty then.
+    """
     if not 0 < fraction <= 1:
         raise UserError(f"fraction is {fraction}: it must lie in (0, 1].")
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}: it must lie in (0, 1).")
-    data = find_data(name, split_seed=split_seed)
+    if len(data.train) == 0:
+        raise UserError(f"The data set {name} has no training pictures: only comvex evaluate can do without.")
     own_val = data.val is not None
     if not own_val:
         # Another seed than the fraction's: the same one would always set aside the pictures that come first there.
@@ -50,8 +62,8 @@ def open_data(name: str, *, split_seed: int = 0, fraction: float = 1.0, val_frac
             data = replace(data, val=data.val.where(data.val.share(fraction, seed=split_seed)))
     if len(data.train) == 0 or data.val is None or len(data.val) == 0:
         raise UserError(
-            f"The data set {name} leaves {len(data.train)} pictures to train on and {len(data.val or ())} to validate: "
-            f"both need at least one; raise fraction = {fraction} or val_fraction = {val_fraction}."
+            f"The data set {name} leaves {len(data.train)} pictures to train on and {len(data.val or ())} to "
+            f"validate: both need at least one; raise fraction = {fraction} or val_fraction = {val_fraction}."
         )
     for part_name, part in (("val", data.val), ("test", data.test)):
         if data.multi_label and part is not None and len(part) and not part.labels.any():

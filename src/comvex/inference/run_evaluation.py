@@ -19,7 +19,7 @@ from comvex.convit.config import as_pair
 from comvex.convit.model import ConViTBackbone
 from comvex.data.loading import evaluation_loader
 from comvex.data.picture_set import PictureSet
-from comvex.data.sources import DataSet, find_data, open_data
+from comvex.data.sources import DataSet, find_data, open_data, set_aside
 from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
 from comvex.files import write_table
@@ -65,21 +65,19 @@ class Changes:
 def evaluation_data(source: str | Path, data: str | None, *, part: Part) -> DataSet:
     """The data set asked for, or else the one that the run ``source`` was trained on, split as it was there.
 
-    For the part "all" of other data than the run's own nothing is set aside. Raises ``ValueError`` if none is asked for
-    and ``source`` is no run.
+    Nothing is set aside for the part "all" of other data than the run's own, nor where there are no training pictures.
+    Raises ``ValueError`` if none is asked for and ``source`` is no run.
     """
     run = Path(source)
     is_run = (run / run_folder.RECIPE).exists()
     if data is None and not is_run:
         raise UserError(f"{source} is no run folder: --data must say what to evaluate it on.")
-    if data is not None and part == "all":
-        return find_data(data, split_seed=0)
-    if not is_run:
-        assert data is not None
-        return open_data(data)
-    recipe = run_folder.read_recipe(run)
-    split = {name: recipe[name] for name in ("split_seed", "fraction", "val_fraction")}
-    return open_data(data if data is not None else recipe["data"], **split)
+    recipe = run_folder.read_recipe(run) if is_run else {}
+    split = {name: recipe[name] for name in ("split_seed", "fraction", "val_fraction") if name in recipe}
+    if data is None:
+        return open_data(recipe["data"], **split)
+    found = find_data(data, split_seed=split.get("split_seed", 0))
+    return found if part == "all" or len(found.train) == 0 else set_aside(found, data, **split)
 
 
 def chosen_parts(data: DataSet, part: Part) -> list[PictureSet]:
