@@ -187,7 +187,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state_before_it(t
     recipe = replace(QUICK, learning_rate=1e30, clip_norm=None, warmup_epochs=0)
     with pytest.raises(
         ValueError, match=r"The loss of step \d+ is .* on the pictures number \d+.*smaller --learning-rate"
-    ):
+    ) as caught:
         train(recipe, tmp_path / "run", options=Options(checkpoint_steps=1))
     [failure] = (tmp_path / "run" / "failure").iterdir()
     told = json.loads((failure / "failure.json").read_text())
@@ -197,6 +197,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state_before_it(t
     assert all(torch.isfinite(tensor).all() for tensor in load_file(failure / "model.safetensors").values())
     [*_, last] = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert int(last.name[5:]) == told["step"] - 1
+    assert str(caught.value).endswith(f"the checkpoint of step {told['step'] - 1} is kept.")
     same_files(failure, last, "model.safetensors", "optimizer.safetensors")
 
 

@@ -57,7 +57,7 @@ def keep_failure(
     return UserError(
         f"The loss of step {step} is {error.loss} and its gradient {error.gradient_norm}, on the pictures {first}: "
         f"a smaller --learning-rate or --clip-norm helps; {folder} holds the state before that step and its batch, and "
-        "the last checkpoint is kept."
+        f"{what_is_kept(out)}."
     )
 
 
@@ -80,7 +80,7 @@ def explain(error: Exception, recipe: Recipe, out: Path) -> str | None:
     """
     words = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in words for sign in OUT_OF_MEMORY):
-        return out_of_memory(recipe)
+        return out_of_memory(recipe, out)
     if TOO_MANY_FILES in words:
         return out_of_files(out)
     if isinstance(error, RuntimeError) and LOADER_IS_GONE.match(words):
@@ -91,11 +91,11 @@ def explain(error: Exception, recipe: Recipe, out: Path) -> str | None:
     return None if reason is None else cannot_write(out, reason[1].strip())
 
 
-def out_of_memory(recipe: Recipe) -> str:
+def out_of_memory(recipe: Recipe, out: Path) -> str:
     return (
         f"Out of memory with batches of {recipe.batch_size} pictures: --accumulate 2 or more, --grad-checkpointing, "
-        "--precision bfloat16, a smaller --batch-size or a smaller --model.image-size needs less; the last checkpoint "
-        "is kept."
+        "--precision bfloat16, a smaller --batch-size or a smaller --model.image-size needs less; "
+        f"{what_is_kept(out)}."
     )
 
 
