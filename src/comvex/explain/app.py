@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from comvex.errors import UserError
 from comvex.explain.examples import NUM_EXAMPLES
-from comvex.explain.explorer import Explorer, View
+from comvex.explain.explorer import Explorer, View, Visit
 from comvex.explain.panels import CANVAS_SIDE, as_source, classes_html, enlarged, gates_html, heads_html, layers_html
 
 KEPT_SECONDS = 3600
@@ -35,6 +35,7 @@ CANVAS = """
 {{/if}}
 """
 CANVAS_SCRIPT = Path(__file__).with_name("canvas.js").read_text()
+LEFT_ALONE = "The picture was put away, since nothing was asked for an hour: open it again."
 HALVES = ("blended", "content", "positional")
 
 
@@ -42,7 +43,7 @@ def build_page(explorer: Explorer, examples: Sequence[tuple[Image.Image, str]], 
     """The page: the picture and its classes on the left, what the layers and heads do with it on the right."""
     num_layers = len(explorer.predictor.model.blocks)
     with gr.Blocks(analytics_enabled=False, title=f"{title} · comvex", delete_cache=KEPT) as page:
-        view = gr.State(None, time_to_live=KEPT_SECONDS)
+        visit = gr.State(Visit(), time_to_live=KEPT_SECONDS)
         gr.HTML(title_html(explorer, title), elem_classes="cx-title")
         with gr.Row():
             with gr.Column(scale=4, min_width=320):
@@ -81,56 +82,64 @@ def build_page(explorer: Explorer, examples: Sequence[tuple[Image.Image, str]], 
                 heads = gr.HTML(elem_id="cx-heads")
                 gates = gr.HTML(gates_html(explorer.gates, layer=0), elem_id="cx-gates")
 
-        opened = [view, message, canvas, classes, layers, heads]
-        # One request at a time, in the order in which they come. Of many clicks that come faster than they can be
+        opened = [message, canvas, classes, layers, heads]
+        # Requests go past Gradio's queue, whose answers are now and then lost when the next request comes just as one
+        # arrives; a visitor's are answered one at a time all the same. Of many clicks that come faster than they can be
         # answered the first and the last are ("always_last": what the page holds when its turn has come).
-        asked: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_id": "look",
-                                 "concurrency_limit": 1}  # fmt: skip
-        in_turn: dict[str, Any] = {**asked, "trigger_mode": "multiple"}
+        asked: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         newest: dict[str, Any] = {**asked, "trigger_mode": "always_last"}
 
-        def show(picture: Any, number: int, chosen: Any, name: str | None = None) -> tuple[Any, ...]:
+        def show(visit: Visit, picture: Any, number: Any, half: Any, name: str | None = None) -> tuple[Any, ...]:
             try:
-                new = explorer.open(picture, name=name)
+                view = explorer.open(picture, name=name)
             except UserError as error:
-                return gr.skip(), refused_html(str(error)), *[gr.skip()] * 4
-            return (
-                new,
-                "",
-                canvas_of(new),
-                classes_html(new.seen.predictions),
-                *panels(explorer, new, number, chosen),
-            )
+                return refused_html(str(error)), *[gr.skip()] * 4
+            visit.view = view
+            shown = panels(explorer, view, layer_of(number, num_layers), half)
+            return "", canvas_of(view), classes_html(view.seen.predictions), *shown
 
-        def open_file(file: str | None, number: int, chosen: str) -> tuple[Any, ...]:
-            return None, *(show(file, number, chosen) if file else [gr.skip()] * len(opened))
+        def open_file(visit: Visit, file: str | None, number: Any, half: Any) -> tuple[Any, ...]:
+            with visit.lock:
+                return None, *(show(visit, file, number, half) if file else [gr.skip()] * len(opened))
 
-        def open_example(number: int, chosen: str, event: gr.SelectData) -> tuple[Any, ...]:
+        def open_example(visit: Visit, number: Any, half: Any, event: gr.SelectData) -> tuple[Any, ...]:
             picture, name = examples[event.index]
-            return show(picture, number, chosen, name)
+            with visit.lock:
+                return show(visit, picture, number, half, name)
 
-        def open_first(number: int, chosen: str) -> tuple[Any, ...]:
+        def open_first(visit: Visit, number: Any, half: Any) -> tuple[Any, ...]:
             picture, name = examples[0]
-            return show(picture, number, chosen, name)
+            with visit.lock:
+                return show(visit, picture, number, half, name)
 
-        def look(current: View | None, patch: dict[str, int], number: int, chosen: str) -> tuple[Any, ...]:
-            if current is None or patch["number"] != current.number:  # of the picture before
-                return tuple([gr.skip()] * 3)
-            new = explorer.look_from(current, (patch["row"], patch["column"]))
-            return new, *panels(explorer, new, number, chosen)
+        def look(visit: Visit, patch: dict[str, int], number: Any, half: Any) -> tuple[Any, ...]:
+            with visit.lock:
+                if visit.view is None:
+                    return refused_html(LEFT_ALONE), gr.skip(), gr.skip()
+                if patch["number"] != visit.view.number:  # of the picture before
+                    return tuple([gr.skip()] * 3)
+                visit.view = explorer.look_from(visit.view, (patch["row"], patch["column"]))
+                return gr.skip(), *panels(explorer, visit.view, layer_of(number, num_layers), half)
 
-        def turn(current: View | None, number: int, chosen: str) -> tuple[Any, ...]:
-            table = gates_html(explorer.gates, layer=number)
-            return (*([gr.skip()] * 2 if current is None else panels(explorer, current, number, chosen)), table)
+        def turn(visit: Visit, number: Any, half: Any) -> tuple[Any, ...]:
+            layer = layer_of(number, num_layers)
+            with visit.lock:
+                shown = [gr.skip()] * 2 if visit.view is None else panels(explorer, visit.view, layer, half)
+            return *shown, gates_html(explorer.gates, layer=layer)
 
         choice = [layer, half]
-        drop.upload(open_file, [drop, *choice], [drop, *opened], **in_turn)
-        gallery.select(open_example, choice, opened, **in_turn)
-        canvas.select(look, [view, canvas, *choice], [view, layers, heads], **newest)
+        drop.upload(open_file, [visit, drop, *choice], [drop, *opened], **newest)
+        gallery.select(open_example, [visit, *choice], opened, **asked, trigger_mode="multiple")
+        canvas.select(look, [visit, canvas, *choice], [message, layers, heads], **newest)
         for control in choice:
-            control.change(turn, [view, *choice], [layers, heads, gates], **newest)
-        page.load(open_first, choice, opened, **in_turn)
+            control.change(turn, [visit, *choice], [layers, heads, gates], **newest)
+        page.load(open_first, [visit, *choice], opened, **asked)
     return page
+
+
+def layer_of(number: Any, num_layers: int) -> int:
+    """The layer that the slider's number field says; the field may be empty, or hold what no layer has."""
+    return min(num_layers - 1, max(0, round(number or 0)))
 
 
 def canvas_of(view: View) -> gr.HTML:

@@ -35,6 +35,18 @@ class View:
         return rows, columns
 
 
+class Visit:
+    """What one visitor has open, and a lock that has his requests answered one at a time."""
+
+    def __init__(self) -> None:
+        self.view: View | None = None
+        self.lock = threading.Lock()
+
+    def __deepcopy__(self, memo: object) -> Visit:
+        """A new visitor's: Gradio copies what the page starts with for each of them."""
+        return Visit()
+
+
 class Explorer:
     """A model that answers visitors one after the other: analysis listens in on the layers of a forward pass."""
 
