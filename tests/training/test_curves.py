@@ -38,7 +38,8 @@ def test_heads_are_drawn_thin_and_each_layers_mean_thick(small_run, tmp_path, dr
     thick = [line for line in blended.lines if line.get_linewidth() == 2 and len(line.get_ydata())]
     assert len(thick) == 2  # one local layer and one that is not
     assert len([line for line in gates.lines if line.get_linewidth() == 0.7]) == num_heads
-    first = [row["nonlocality_blended"] for row in rows if (row["layer"], row["epoch"]) == (0, 1)]
+    first = [row["nonlocality_blended"] for row in rows if (row["layer"], row["epoch"]) == (0, 0)]
+    assert list(thick[0].get_xdata()) == list(range(11))  # from before the first step
     assert thick[0].get_ydata()[0] == pytest.approx(sum(first) / num_heads)
     assert [text.get_text() for text in drawn[0].legends[0].texts] == ["layer 0", "layer 1"]
     with Image.open(tmp_path / "heads.png") as picture:

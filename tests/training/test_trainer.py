@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import comvex
+from comvex.convit import ConViTWithLinearClassifier
+from comvex.convit.analysis import gates, nonlocality
 from comvex.errors import UserError
+from comvex.files import read_table
 from comvex.training.recipe import Architecture, Options, Recipe
 from comvex.training.trainer import train
 
@@ -220,6 +224,18 @@ def test_averaged_weights_are_evaluated_and_saved(tmp_path):
     assert not torch.equal(averaged["head.weight"], learned["head.weight"])
 
 
+def test_the_heads_are_watched_from_before_the_first_step(small_run):
+    """Epoch 0 is the model as it is made: gates and kernels of the convolutional start."""
+    rows = read_table(small_run / "heads.csv")
+    assert [row["epoch"] for row in rows] == [epoch for epoch in range(11) for _ in range(2 * 4)]
+    new = ConViTWithLinearClassifier(comvex.load(small_run).model.config)
+    positional = nonlocality(new, torch.zeros(1, 1, 8, 8)).positional
+    for row in rows[:4]:
+        assert row["gate"] == pytest.approx(1 / (1 + math.exp(-1)))
+        assert row["nonlocality_positional"] == pytest.approx(positional[row["layer"], row["head"]])
+    assert all(row["gate"] != first["gate"] for row, first in zip(rows[8:12], rows[:4], strict=True))
+
+
 def test_training_starts_from_given_weights_with_a_new_head_at_another_size(small_run, tmp_path):
     folder = noise_folder(tmp_path / "pictures")
     recipe = Recipe(
@@ -234,6 +250,10 @@ def test_training_starts_from_given_weights_with_a_new_head_at_another_size(smal
     train(recipe, tmp_path / "run")
     trained, start = (comvex.load(run).model for run in (tmp_path / "run", small_run))
     torch.testing.assert_close(trained.blocks[0].mlp.fc1.weight, start.blocks[0].mlp.fc1.weight, atol=1e-9, rtol=0)
+    first = [
+        row["gate"] for row in read_table(tmp_path / "run" / "heads.csv") if (row["epoch"], row["layer"]) == (0, 0)
+    ]
+    assert first == pytest.approx(gates(start)[0])
     assert trained.head.weight.shape == (2, 32)
     assert (trained.config.image_size, trained.config.image_channel, trained.config.drop_path) == (16, 1, 0.1)
     with pytest.raises(ValueError, match=r"model\.dim is 48, but the weights .* settle it"):

@@ -200,7 +200,8 @@ def draw_course(source: Path, out: Path) -> list[Figure]:
     draw_heads(read_table(table), out / "training.png", title=source.resolve().name)
     return [Figure(
         out / "training.png", "Over the epochs of training",
-        "Gates and non-locality at the end of each epoch, on the same few validation pictures.",
+        "Gates and non-locality before the first step, at 0, and at the end of each epoch, on the same few validation "
+        "pictures.",
     )]  # fmt: skip
 
 

@@ -63,8 +63,8 @@ class RunRecord:
     """The record of one run, in memory and in its folder; every process has it, the first one writes.
 
     ``history`` has a row per epoch (metrics.csv), ``timing`` likewise (timing.csv), ``heads`` one per epoch, layer and
-    head (heads.csv), ``unreadable`` a message for each picture that could not be read. What a resumed run needs of
-    it is in every checkpoint, so that no line is lost or doubled.
+    head, from epoch 0 on, which is before the first step (heads.csv), ``unreadable`` a message for each picture that
+    could not be read. What a resumed run needs of it is in every checkpoint, so that no line is lost or doubled.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class RunRecord:
         if self.ranks.first:
             remove_unfinished(self.out / run_folder.CHECKPOINTS)
             set_damaged_aside(self.out / run_folder.CHECKPOINTS, after=step)
-            self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=step + 1)
+            self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=step + 1 if step else 0)
         if checkpoint is None:
             return 0, EpochSums()
         state = checkpoint.state
@@ -151,6 +151,12 @@ class RunRecord:
         for messages in self.ranks.gather(list(self.unreadable)):
             self.add_unreadable(messages)
 
+    def begin(self, heads: list[dict[str, Any]]) -> None:
+        """Write down how the heads are before the first step, as epoch 0; only the first process does."""
+        self.heads = [{"epoch": 0, **head} for head in heads]
+        write_table(self.out / run_folder.HEADS, self.heads)
+        self.show_heads_on_board(heads, step=0)
+
     def end_epoch(
         self, learner: Learner, sums: EpochSums, evaluation: Evaluation, *, step: int, heads: list[dict[str, Any]]
     ) -> None:
@@ -180,25 +186,30 @@ class RunRecord:
         write_table(self.out / run_folder.TIMING, self.timing)
         if self.heads:
             write_table(self.out / run_folder.HEADS, self.heads)
-        self.show_on_board(row, heads)
+        self.show_on_board(row)
+        self.show_heads_on_board(heads, step=step)
         LOGGER.debug(
             "epoch %d, step %d: training loss %.4f, validation loss %.4f, %s %.2f %%, %.0f pictures/s",
             row["epoch"], step, row["train_loss"], row["val_loss"],
             self.task.criterion_short, row[self.task.criterion], num_pictures / seconds,
         )  # fmt: skip
 
-    def show_on_board(self, row: dict[str, Any], heads: list[dict[str, Any]]) -> None:
-        """Enter an epoch's figures into TensorBoard, those of the heads as means over each layer."""
+    def show_on_board(self, row: dict[str, Any]) -> None:
+        """Enter an epoch's figures into TensorBoard."""
         assert self.board is not None
         for name, value in row.items():
             if name not in ("epoch", "step"):
                 self.board.add_scalar(name, value, row["step"])
+
+    def show_heads_on_board(self, heads: list[dict[str, Any]], *, step: int) -> None:
+        """Enter figures of the heads into TensorBoard, as means over each layer."""
+        assert self.board is not None
         for layer in sorted({head["layer"] for head in heads}):
             of_layer = [head for head in heads if head["layer"] == layer]
             for name in of_layer[0].keys() - {"layer", "head"}:
                 values = [head[name] for head in of_layer if head[name] is not None]
                 if values:
-                    self.board.add_scalar(f"{name}/layer_{layer}", sum(values) / len(values), row["step"])
+                    self.board.add_scalar(f"{name}/layer_{layer}", sum(values) / len(values), step)
 
     def best(self) -> dict[str, Any]:
         """The row of the best epoch so far."""

@@ -171,6 +171,8 @@ def train_steps(plan: Plan, learner: Learner, record: RunRecord, stop: StopReque
     step, sums = record.resume(learner)
     order = step_order(plan, start=step)
     watched = watched_pictures(plan) if ranks.first else torch.empty(0)
+    if ranks.first and step == 0:
+        record.begin(head_figures(learner.evaluated, watched))
     progress = RunProgress(
         num_steps, start=step, per_epoch=order.steps_per_epoch, batch_size=recipe.batch_size, enabled=ranks.first
     )
