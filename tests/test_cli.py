@@ -197,3 +197,13 @@ def test_a_reader_that_has_seen_enough_is_no_mistake():
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "" or done.stdout.startswith("usage")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["explain", "app", "predict"])
+def test_the_help_does_not_say_none_or_nothing_where_the_text_has_told_the_default(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(re.sub(r"[│\s]+", " ", capsys.readouterr().out).split())
+    assert "--config FILE" in text
+    assert "(default: )" not in text
+    assert "(default: None)" not in text

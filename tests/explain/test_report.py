@@ -5,6 +5,8 @@ import csv
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from comvex.convit.analysis import gates, nonlocality
 from comvex.convit.weights import load_model, save_weights
 from comvex.data.sources import open_data
 from comvex.errors import UserError
+from comvex.explain.epochs import load_at
 from comvex.explain.report import explain
 from comvex.inference.predictor import load
 
@@ -163,6 +166,48 @@ def test_models_without_gates_or_without_class_token_layers_have_a_report_too(tm
     assert any("class-token" in name for name in found["figures"]) == (not gated)
 
 
+def test_a_file_whose_shapes_do_not_tell_its_architecture_is_explained_with_it(tmp_path, digits, capsys):
+    config = ConViTConfig.ConViT_Ti(
+        image_size=(16, 24), image_channel=1, patch_size=8, dim=16, heads=4, num_local_layers=1, num_nonlocal_layers=1,
+        num_classes=3,
+    )  # fmt: skip
+    file, told = tmp_path / "official.pth", tmp_path / "told.json"
+    torch.save({"model": ConViTWithLinearClassifier(config).state_dict()}, file)
+    told.write_text(config.to_json())
+    arguments = [str(file), str(digits[0]), "--json"]
+    report = ["--out", str(tmp_path / "out")]
+    assert main(["explain", *arguments, *report]) == 2
+    assert "--config FILE" in capsys.readouterr().err
+    assert main(["explain", *arguments, *report, "--config", str(told)]) == 0
+    [explained] = json.loads(capsys.readouterr().out)["predictions"]
+    assert "2 × 3 patches" in (tmp_path / "out" / "report.html").read_text()
+    assert main(["predict", *arguments, "--config", str(told)]) == 0
+    [[best, *_]] = json.loads(capsys.readouterr().out)["predictions"].values()
+    assert best == {"label": explained["label"], "probability": pytest.approx(explained["probability"])}
+    assert load_at(file, config=config).model.config == config
+
+
+def test_a_folder_that_cannot_be_made_or_is_a_runs_own_is_refused_in_a_sentence(small_run, digits, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"The report cannot be written to .*file/out \(Not a directory\): choose"):
+        explain(small_run, digits[:1], out=tmp_path / "file" / "out")
+    before = (small_run / "heads.csv").read_bytes()
+    with pytest.raises(UserError, match=r"which is a run folder, whose heads\.csv the report's would replace"):
+        explain(small_run, digits[:1], out=small_run, overwrite=True)
+    assert (small_run / "heads.csv").read_bytes() == before
+
+
+def test_a_disk_that_is_full_ends_the_report_in_a_sentence(small_run, digits, tmp_path):
+    """The limit on the size of a file stands in for it."""
+    command = [sys.executable, "-m", "comvex", "explain", small_run, digits[0], "--out", tmp_path / "out"]
+    done = subprocess.run(["bash", "-c", 'ulimit -f 10; exec "$@"', "-", *command], capture_output=True, text=True)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("comvex: The report cannot be written to")
+    assert "(File too large)" in line
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
 def test_an_epoch_whose_checkpoint_is_kept_is_shown_and_another_refused(small_run, digits, tmp_path):
     last = load_model(small_run / "weights" / "last.safetensors")
     found = explain(small_run, digits, out=tmp_path / "last", epoch=10)
@@ -173,5 +218,9 @@ def test_an_epoch_whose_checkpoint_is_kept_is_shown_and_another_refused(small_ru
     assert "small after epoch 10" in (tmp_path / "last" / "report.html").read_text()
     with pytest.raises(UserError, match=r"epoch is 1: it must be one whose checkpoint the run .* has kept \(.*10\)"):
         explain(small_run, digits, out=tmp_path / "first", epoch=1)
-    with pytest.raises(UserError, match="no run folder"):
+    with pytest.raises(
+        UserError, match=r"epoch is 10, but .*last\.safetensors is no run folder: only a run has epochs"
+    ):
         explain(small_run / "weights" / "last.safetensors", digits, out=tmp_path / "file", epoch=10)
+    with pytest.raises(UserError, match=r"The folder .* is no run folder: it has no recipe\.json"):
+        explain(small_run / "weights", digits, out=tmp_path / "folder", epoch=10)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from comvex.commands.options import DEFAULT_TOLD, ConfigFile, read_config
+
 
 @dataclass(frozen=True)
 class App:
@@ -20,10 +22,11 @@ class App:
     convit_tiny.fb_in1k, or OWNER/NAME on the Hugging Face Hub."""
     host: str = "127.0.0.1"
     """Address to serve on; 0.0.0.0 lets other machines in."""
-    port: int | None = None
+    port: Annotated[int | None, arg(metavar="PORT"), DEFAULT_TOLD] = None
     """Default: the first free one from 7860 on."""
-    epoch: int | None = None
+    epoch: Annotated[int | None, arg(metavar="EPOCH"), DEFAULT_TOLD] = None
     """For a run folder: the model after this epoch, whose checkpoint must be there still. Default: the best epoch."""
+    config: ConfigFile = None
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     json: bool = False
@@ -32,5 +35,13 @@ class App:
     def run(self) -> int:
         from comvex.explain.serve import serve
 
-        serve(self.source, host=self.host, port=self.port, epoch=self.epoch, device=self.device, as_json=self.json)
+        serve(
+            self.source,
+            host=self.host,
+            port=self.port,
+            epoch=self.epoch,
+            config=read_config(self.config),
+            device=self.device,
+            as_json=self.json,
+        )
         return 0

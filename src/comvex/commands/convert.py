@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from comvex.commands.options import ConfigFile, read_config
+
 
 @dataclass(frozen=True)
 class Convert:
@@ -27,8 +29,7 @@ class Convert:
     """File to write: .safetensors, or .pth and .bin for timm's and the official layout; for comvex's also a folder."""
     to: Literal["comvex", "timm", "official"]
     """comvex: safetensors with config.json. timm: the bare state dict. official: {"model": state dict}."""
-    config: Path | None = None
-    """JSON file of the architecture (ConViTConfig.to_json), where the weights' shapes do not tell it."""
+    config: ConfigFile = None
     ema: bool = False
     """Take the averaged weights of a training checkpoint."""
     overwrite: bool = False
@@ -37,12 +38,15 @@ class Convert:
     """Print one JSON object on standard output, and nothing else there."""
 
     def run(self) -> int:
-        from comvex.convit.config import ConViTConfig
         from comvex.convit.weights import convert, preset_name
 
-        config = ConViTConfig.from_json(self.config) if self.config is not None else None
         file, weights = convert(
-            self.source, self.out, layout=self.to, config=config, ema=self.ema, overwrite=self.overwrite
+            self.source,
+            self.out,
+            layout=self.to,
+            config=read_config(self.config),
+            ema=self.ema,
+            overwrite=self.overwrite,
         )
         size = preset_name(weights.info.architecture)
         if self.json:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from comvex.commands.options import ConfigFile, read_config
+
 MOST_TOLD = 20
 """With more classes than this only the worst are told; per_class.csv has all."""
 
@@ -42,6 +44,7 @@ class Evaluate:
     out: Path | None = None
     """Folder for confusion.png (several labels: average_precision.png), reliability.png and per_class.csv. Default:
     RUN/evaluation/DATA-PART."""
+    config: ConfigFile = None
     batch_size: int = 256
     """Pictures per forward pass."""
     workers: int = 0
@@ -67,6 +70,7 @@ class Evaluate:
                 mask_position_embedding=self.mask_position_embedding,
             ),
             out=self.out,
+            config=read_config(self.config),
             batch_size=self.batch_size,
             workers=self.workers,
             device=self.device,

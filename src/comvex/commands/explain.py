@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from comvex.commands.options import DEFAULT_TOLD, ConfigFile, Pictures, read_config
 from comvex.errors import UserError
 
 
@@ -27,19 +28,20 @@ class Explain:
     source: Annotated[Positional[str], arg(name="run", metavar="RUN")]
     """Run folder of comvex train, a weights file (ours, timm's or the official repository's), a published name such as
     convit_tiny.fb_in1k, or OWNER/NAME on the Hugging Face Hub."""
-    pictures: Annotated[Positional[tuple[Path, ...]], arg(metavar="PICTURE...")]
+    pictures: Pictures
     """Picture files."""
     out: Path
     """Folder for report.html, the figures as PNGs and heads.csv."""
-    layer: tuple[int, ...] = ()
+    layer: Annotated[tuple[int, ...], DEFAULT_TOLD] = ()
     """Layers to show where a patch looks, counted from 0; of a single one also its content and positional attention.
     Default: all."""
-    head: tuple[int, ...] = ()
+    head: Annotated[tuple[int, ...], DEFAULT_TOLD] = ()
     """Heads to show where a patch looks, counted from 0. Default: all."""
-    query: Annotated[str | None, arg(metavar="X,Y")] = None
+    query: Annotated[str | None, arg(metavar="X,Y"), DEFAULT_TOLD] = None
     """The patch to look from, its column and row counted from 0. Default: the one in the middle."""
-    epoch: int | None = None
+    epoch: Annotated[int | None, arg(metavar="EPOCH"), DEFAULT_TOLD] = None
     """For a run folder: the model after this epoch, whose checkpoint must be there still. Default: the best epoch."""
+    config: ConfigFile = None
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     overwrite: bool = False
@@ -60,6 +62,7 @@ class Explain:
             heads=self.head,
             query=self.query,
             epoch=self.epoch,
+            config=read_config(self.config),
             device=self.device,
             overwrite=self.overwrite,
         )

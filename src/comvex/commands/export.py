@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from comvex.commands.options import ConfigFile, read_config
+
 
 @dataclass(frozen=True)
 class Export:
@@ -50,6 +52,7 @@ class Export:
     any, two photographs to compare with."""
     num_calibration: int = 300
     """Pictures that int8 is calibrated on."""
+    config: ConfigFile = None
     overwrite: bool = False
     """Replace an exported model that is there."""
     json: bool = False
@@ -66,7 +69,14 @@ class Export:
             batch_size=self.batch_size,
             num_calibration=self.num_calibration,
         )
-        report = export_model(self.source, plan, out=self.out, data=self.data, overwrite=self.overwrite)
+        report = export_model(
+            self.source,
+            plan,
+            out=self.out,
+            data=self.data,
+            config=read_config(self.config),
+            overwrite=self.overwrite,
+        )
         print(json.dumps(report) if self.json else describe_export(report))
         return 0
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from comvex.commands.options import ConfigFile, Pictures, read_config
 from comvex.errors import UserError
 
 
@@ -23,10 +23,11 @@ class Predict:
     source: Annotated[Positional[str], arg(name="run", metavar="RUN")]
     """Run folder of comvex train, a weights file (ours, timm's or the official repository's), a published name such as
     convit_tiny.fb_in1k, or OWNER/NAME on the Hugging Face Hub."""
-    pictures: Annotated[Positional[tuple[Path, ...]], arg(metavar="PICTURE...")]
+    pictures: Pictures
     """Picture files."""
     top: int = 5
     """How many classes to tell for each."""
+    config: ConfigFile = None
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     json: bool = False
@@ -37,7 +38,9 @@ class Predict:
 
         if not self.pictures:
             raise UserError("No picture is given: name at least one picture file after the run folder.")
-        predictions, problems = predict_files(self.source, self.pictures, top=self.top, device=self.device)
+        predictions, problems = predict_files(
+            self.source, self.pictures, top=self.top, config=read_config(self.config), device=self.device
+        )
         if self.json:
             print(json.dumps({"predictions": predictions, "unreadable": problems}))
         else:

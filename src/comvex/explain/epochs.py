@@ -5,22 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 from comvex import run_folder
+from comvex.convit.config import ConViTConfig
 from comvex.errors import UserError
 from comvex.files import read_table
 from comvex.inference.predictor import Predictor, load
 from comvex.training.checkpoint import load_checkpoint
 
 
-def load_at(source: str | Path, *, epoch: int | None = None, device: str = "auto") -> Predictor:
+def load_at(
+    source: str | Path, *, epoch: int | None = None, config: ConViTConfig | None = None, device: str = "auto"
+) -> Predictor:
     """As ``load``; with an epoch, a run's model as its checkpoint of that epoch has it, with averaged weights if any.
 
-    Raises ``ValueError`` if there is no such model, or the run has no checkpoint of that epoch or a damaged one.
+    Raises ``ValueError`` if there is no such model, an epoch is asked for of what is no run, or the run has no
+    checkpoint of that epoch or a damaged one.
     """
-    predictor = load(source, device=device)
+    run = Path(source)
+    if epoch is not None:
+        if not run.is_dir():
+            raise UserError(f"epoch is {epoch}, but {source} is no run folder: only a run has epochs to choose from.")
+        run_folder.read_recipe(run)
+    predictor = load(source, config=config, device=device)
     if epoch is None:
         return predictor
-    run = Path(source)
-    run_folder.read_recipe(run)
     epochs = epochs_by_step(run)
     kept = {
         epochs[step]: path

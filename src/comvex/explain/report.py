@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from comvex.convit.analysis import (
     uniform_nonlocality,
 )
 from comvex.convit.analysis.positions import positional_weights
+from comvex.convit.config import ConViTConfig
 from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.data.reading import UnreadablePictureError
 from comvex.errors import UserError
@@ -59,6 +61,7 @@ def explain(
     heads: Sequence[int] = (),
     query: str | None = None,
     epoch: int | None = None,
+    config: ConViTConfig | None = None,
     device: str = "auto",
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -69,36 +72,38 @@ def explain(
     "unreadable". The report is ``report.html``, which needs no other file; the folder also has each figure as a PNG,
     and heads.csv.
 
-    Raises ``ValueError`` for a layer, head or patch that is not there, if no picture can be read, or if the folder
-    has a report already and ``overwrite`` is not set; with it the figures of that report go.
+    Raises ``ValueError`` for a layer, head or patch that is not there, if no picture can be read, if the folder cannot
+    be written to, or if it has a report already and ``overwrite`` is not set; with it the figures of that report go.
     """
-    check_out(out, overwrite=overwrite)
-    before = files_of(out / PAGE)
-    predictor = load_at(source, epoch=epoch, device=device)
+    with explained_failures(out):
+        check_out(out, overwrite=overwrite)
+        before = files_of(out / PAGE)
+    predictor = load_at(source, epoch=epoch, config=config, device=device)
     chosen = choose(predictor, layers=layers, heads=heads, query=query)
     seen, problems = see_all(predictor, pictures)
-    with progress_bar(transient=True) as progress:
+    course = read_course(Path(source))
+    with explained_failures(out), progress_bar(transient=True) as progress:
         bar = progress.add_task("drawing", total=len(seen) + 2)
         inputs = (picture.inputs for picture in seen)
         found = nonlocality(predictor.model, inputs)
         progress.advance(bar)
-        figures = draw_model(predictor.model, found, out) + draw_course(Path(source), out)
+        figures = draw_model(predictor.model, found, out) + draw_course(course, out, title=title_of(source, None))
         write_table(out / TABLE, table_of_heads(predictor.model, found))
         progress.advance(bar)
         sections = []
         for number, picture in enumerate(seen, start=1):
             sections.append(draw_seen(predictor.model, picture, out, chosen=chosen, number=number))
             progress.advance(bar)
-    write_page(
-        out / PAGE,
-        title=f"What {title_of(source, epoch)} looks at",
-        about=about(predictor),
-        model=figures,
-        pictures=sections,
-    )
-    files = [figure.file.name for figure in figures + [figure for section in sections for figure in section.figures]]
-    for name in before.difference(files):
-        (out / name).unlink(missing_ok=True)
+        write_page(
+            out / PAGE,
+            title=f"What {title_of(source, epoch)} looks at",
+            about=about(predictor),
+            model=figures,
+            pictures=sections,
+        )
+        files = [figure.file.name for part in (figures, *(s.figures for s in sections)) for figure in part]
+        for name in before.difference(files):
+            (out / name).unlink(missing_ok=True)
     return {
         "report": str(out / PAGE),
         "figures": files,
@@ -113,10 +118,27 @@ def explain(
     }  # fmt: skip
 
 
+@contextmanager
+def explained_failures(out: Path) -> Iterator[None]:
+    """Within it a folder that cannot be made, read or written to becomes one sentence, as a ``ValueError``."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"The report cannot be written to {out} ({reason}): choose another --out, or make room."
+        ) from error
+
+
 def check_out(out: Path, *, overwrite: bool) -> None:
     """Raises ``ValueError`` if a report cannot be written to ``out`` or is there already."""
     if out.exists() and not out.is_dir():
         raise UserError(f"out is {out}, which is a file: it must be a folder, new or old.")
+    if (out / run_folder.RECIPE).exists():
+        raise UserError(
+            f"out is {out}, which is a run folder, whose {run_folder.HEADS} the report's would replace: it must be "
+            f"another one, such as {out / 'report'}."
+        )
     if (out / PAGE).exists() and not overwrite:
         raise UserError(f"The folder {out} has a {PAGE} already: choose another --out, or give --overwrite.")
 
@@ -192,12 +214,17 @@ def draw_model(model: ConViTWithLinearClassifier, found: Nonlocality, out: Path)
     return figures
 
 
-def draw_course(source: Path, out: Path) -> list[Figure]:
-    """For a run folder, how gates and non-locality moved over its epochs."""
+def read_course(source: Path) -> list[dict[str, int | float | None]]:
+    """The rows of a run folder's heads.csv; none if there is no such file."""
     table = source / run_folder.HEADS
-    if not table.is_file():
+    return read_table(table) if table.is_file() else []
+
+
+def draw_course(course: Sequence[dict[str, Any]], out: Path, *, title: str) -> list[Figure]:
+    """How gates and non-locality moved over the epochs, if that is known."""
+    if not course:
         return []
-    draw_heads(read_table(table), out / "training.png", title=source.resolve().name)
+    draw_heads(course, out / "training.png", title=title)
     return [Figure(
         out / "training.png", "Over the epochs of training",
         "Gates and non-locality before the first step, at 0, and at the end of each epoch, on the same few validation "

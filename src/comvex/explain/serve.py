@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from comvex.convit.config import ConViTConfig
 from comvex.errors import UserError
 from comvex.explain.epochs import load_at, title_of
 from comvex.explain.examples import example_pictures
@@ -33,6 +34,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int | None = None,
     epoch: int | None = None,
+    config: ConViTConfig | None = None,
     device: str = "auto",
     as_json: bool = False,
 ) -> None:
@@ -43,7 +45,7 @@ def serve(
     """
     if find_spec("gradio") is None:
         raise UserError("comvex app needs Gradio, which is not installed: pip install 'comvex[app]' brings it.")
-    predictor = load_at(source, epoch=epoch, device=device)
+    predictor = load_at(source, epoch=epoch, config=config, device=device)
     examples, note = example_pictures(source, predictor)
     if note:
         print(note, file=sys.stderr)

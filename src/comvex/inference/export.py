@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from comvex import run_folder
-from comvex.convit.config import as_pair, check_integer
+from comvex.convit.config import ConViTConfig, as_pair, check_integer
 from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.convit.weights.config_file import CONFIG_NAME
 from comvex.data.loading import evaluation_loader
@@ -126,7 +126,13 @@ class RealPictures:
 
 
 def export_model(
-    source: str | Path, plan: ExportPlan, *, out: Path | None = None, data: str | None = None, overwrite: bool = False
+    source: str | Path,
+    plan: ExportPlan,
+    *,
+    out: Path | None = None,
+    data: str | None = None,
+    config: ConViTConfig | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Export the weights of ``source`` into the folder ``out``, compare the result with them, and say how it went.
 
@@ -139,7 +145,7 @@ def export_model(
     """
     folder = out or default_folder(source, plan)
     check_out(folder, overwrite=overwrite)
-    predictor = load(source, device="cpu")
+    predictor = load(source, config=config, device="cpu")
     preprocessing = fit_size(predictor, plan)
     if predictor.model.config.num_classes == 0:
         raise UserError(f"The model of {source} has no head, so there are no logits to export.")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from comvex.convit.config import ConViTConfig
 from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.convit.weights import default_preprocessing, load_model
 from comvex.data.full_depth import as_values, fit_channels, read_values
@@ -118,12 +119,18 @@ class Predictor(Generic[Model]):
 
 
 def predict_files(
-    source: str | Path, files: Sequence[Path], *, top: int = 5, device: str = "auto", batch_size: int = 64
+    source: str | Path,
+    files: Sequence[Path],
+    *,
+    top: int = 5,
+    config: ConViTConfig | None = None,
+    device: str = "auto",
+    batch_size: int = 64,
 ) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
     """The most probable classes of picture files, and a message for each file that cannot be read."""
     if top < 1:
         raise UserError(f"top is {top}: it must be at least 1.")
-    predictor = open_predictor(source, device=device)
+    predictor = open_predictor(source, config=config, device=device)
     predictions: dict[str, list[dict[str, Any]]] = {}
     problems = []
     for first in range(0, len(files), batch_size):
@@ -139,9 +146,13 @@ def predict_files(
     return predictions, problems
 
 
-def open_predictor(source: str | Path, *, device: str = "auto") -> Predictor[Any]:
-    """The predictor of weights (``load``) or of an exported model (``load_exported``)."""
-    return load_exported(source, device=device) if is_exported(source) else load(source, device=device)
+def open_predictor(source: str | Path, *, config: ConViTConfig | None = None, device: str = "auto") -> Predictor[Any]:
+    """The predictor of weights (``load``) or of an exported model (``load_exported``), which takes no ``config``."""
+    if not is_exported(source):
+        return load(source, config=config, device=device)
+    if config is not None:
+        raise UserError(f"config is given, but {source} is an exported model, whose architecture is in its file.")
+    return load_exported(source, device=device)
 
 
 def load_exported(source: str | Path, *, device: str = "auto") -> Predictor[ExportedModel]:
@@ -163,19 +174,22 @@ def load_exported(source: str | Path, *, device: str = "auto") -> Predictor[Expo
     )
 
 
-def load(source: str | Path, *, device: str = "auto") -> Predictor[ConViTWithLinearClassifier]:
+def load(
+    source: str | Path, *, config: ConViTConfig | None = None, device: str = "auto"
+) -> Predictor[ConViTWithLinearClassifier]:
     """The predictor of a run folder (its best weights), a weights file, a published name or a model on the Hub.
 
     ``comvex.load("runs/mine")``, ``comvex.load("convit_tiny.fb_in1k")``, ``comvex.load("owner/name")``; a weights file
-    may be ours, timm's or the official repository's. ``device`` is "auto", "cpu", "cuda" or "mps". Raises
-    ``ValueError`` if there is no such model, or its files are damaged or of another version.
+    may be ours, timm's or the official repository's. ``config`` is the architecture of a foreign file whose shapes do
+    not tell it. ``device`` is "auto", "cpu", "cuda" or "mps". Raises ``ValueError`` if there is no such model, or its
+    files are damaged or of another version.
     """
     if is_exported(source):
         raise UserError(
             f"{source} is an exported model, which comvex predict, comvex evaluate and comvex.load_exported run: what "
             "looks inside a model needs its weights."
         )
-    model = load_model(source)
+    model = load_model(source, config=config)
     info = model.info
     assert info is not None
     preprocessing = Preprocessing.from_dict(info.preprocessing or default_preprocessing(model.config))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from comvex import run_folder
 from comvex.convit.analysis import without_position_embedding
-from comvex.convit.config import as_pair
+from comvex.convit.config import ConViTConfig, as_pair
 from comvex.convit.model import ConViTBackbone
 from comvex.data.loading import evaluation_loader
 from comvex.data.picture_set import PictureSet
@@ -121,6 +121,7 @@ def evaluate_run(
     part: Part = "test",
     changes: Changes | None = None,
     out: Path | None = None,
+    config: ConViTConfig | None = None,
     batch_size: int = 256,
     workers: int = 0,
     device: str = "auto",
@@ -141,7 +142,7 @@ def evaluate_run(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: it must be at least 1.")
     changes = changes or Changes()
-    predictor = open_predictor(source, device=device)
+    predictor = open_predictor(source, config=config, device=device)
     data_set = evaluation_data(source, data, part=part).read_at(full_depth=predictor.preprocessing.full_depth)
     check_task(predictor, data_set)
     order = class_order(predictor, data_set)
