@@ -4,22 +4,11 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from comvex.convit.analysis import uniform_nonlocality
-from comvex.convit.positional import positional_factors
-from comvex.explain.figures import kernel
 from comvex.explain.overlay import attention_over
 from comvex.explain.panels import distances, enlarged, gate_colour, gates_html, with_frame
-
-
-def test_a_drawn_kernel_is_the_positional_attention_of_a_query_far_from_the_border():
-    weights = torch.tensor([[1.2, -0.8, -0.9], [-2.0, 0.5, -1.5]], dtype=torch.float64)
-    rows, columns = positional_factors(weights, (13, 13))
-    for head in range(2):
-        exact = rows[head, 6, :, None] * columns[head, 6, None, :]
-        np.testing.assert_allclose(kernel(weights[head].numpy(), np.arange(-6, 7)), exact.numpy(), atol=1e-12)
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (3, 3), (2, 5), (7, 4)])

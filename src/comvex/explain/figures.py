@@ -1,12 +1,12 @@
-"""What a model's heads do, as figures: kernels, gates, non-locality; and where they look in a picture.
+"""What a model's heads do, as figures: gates, non-locality, and where they look in a picture.
 
 Shapes: layers, heads, (H, W) rows and columns of patches.
 """
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from comvex.convit.analysis import AttentionMaps, Nonlocality, PositionalKernels
+from comvex.convit.analysis import AttentionMaps, Nonlocality
 from comvex.explain.gallery import draw_attention, draw_picture
-from comvex.plotting import BLUE, GREEN, GREY, VERMILION, new_figure
+from comvex.explain.kernels import number_of_percent
+from comvex.explain.sheet import PAGE_WIDTH, SMALL_TYPE, Sheet, new_sheet, print_figure
+from comvex.plotting import BLUE, GREEN, GREY, VERMILION
 
 Array = NDArray[Any]
 
 GATE_COLOURS = "PuOr"
 """Orange where content decides, purple where position does: a pair that colour-blind readers can tell apart."""
-LARGEST_WINDOW = 6
-"""Patches to each side of the query that a positional kernel is drawn for."""
-MOST_COLUMNS = 10
+MOST_COLUMNS = 8
 """Panels side by side in which a class token's attention is drawn; more heads go on in the next row."""
 MOST_CELLS_WITH_NUMBERS = 16
 """Heads a row up to which a heat map has its values written in."""
-
-
-def panel_side(rows: int, columns: int) -> float:
-    """Inches a side of one of so many panels: legible, and together about a page."""
-    return max(0.62, min(1.4, 9.0 / columns, 11.0 / rows))
-
-
-def entitle(figure: Any, text: str) -> None:
-    """A title at the left, in as many lines as it takes."""
-    figure.suptitle(textwrap.fill(text, int(12 * figure.get_figwidth())), x=0.01, ha="left")
 
 
 def draw_class_token(
@@ -47,28 +37,37 @@ def draw_class_token(
 
     ``attention`` (layers, heads, H, W), every map summing to one; ``rollout`` (H, W); ``layers`` their numbers.
     """
-    heads = attention.shape[1]
-    rows_a_layer = -(-(heads + 1) // MOST_COLUMNS)
-    columns = max(2, -(-(heads + 1) // rows_a_layer))
-    rows = 1 + rows_a_layer * len(layers)
-    side = panel_side(rows, columns)
-    with new_figure(file, size=(side * columns + 0.5, (side + 0.45) * rows + 0.5)) as figure:
-        axes = figure.subplots(rows, columns, squeeze=False)
-        draw_picture(axes[0, 0], shown)
-        axes[0, 0].set_title("picture\n", fontsize=9)
-        draw_attention(axes[0, 1], shown, rollout)
-        axes[0, 1].set_title(f"rollout\n{percent_range(rollout)}", fontsize=9)
-        hide(axes[0, 2:])
-        for place, layer in enumerate(layers):
-            panels = axes[1 + place * rows_a_layer : 1 + (place + 1) * rows_a_layer].ravel()
-            maps = [attention[place].mean(axis=0), *attention[place]]
-            names = ["all heads", *(f"head {head}" for head in range(heads))]
-            for panel, weights, name in zip(panels, maps, names, strict=False):
+    num_maps = attention.shape[1] + 1
+    rows_a_layer = -(-num_maps // MOST_COLUMNS)
+    columns = max(2, -(-num_maps // rows_a_layer))
+    title = (
+        "Where the class token looks: the smallest and largest share of a patch in its attention; "
+        "grey is 0, the fullest colour the largest share of that map"
+    )
+    text_lines = [(2, 0)] * (1 + rows_a_layer * len(layers))
+    aspect = shown.height / shown.width
+    with new_sheet(file, title=title, columns=columns, aspect=aspect, text_lines=text_lines, text_width=0.62) as sheet:
+        draw_picture(sheet.panel(0, 0, above="picture\n"), shown)
+        draw_attention(sheet.panel(0, 1, above=f"rollout\n{percent_range(rollout)}"), shown, rollout)
+        for place, (layer, of_heads) in enumerate(zip(layers, attention, strict=True)):
+            first_row = 1 + place * rows_a_layer
+            sheet.label(first_row, f"layer {layer}")
+            for number, weights in enumerate([of_heads.mean(axis=0), *of_heads]):
+                name = f"head {number - 1}" if number else "all heads"
+                row, column = divmod(number, columns)
+                panel = sheet.panel(first_row + row, column, above=f"{name}\n{percent_range(weights)}")
                 draw_attention(panel, shown, weights)
-                panel.set_title(f"{name}\n{percent_range(weights)}", fontsize=9)
-            hide(panels[heads + 1 :])
-            panels[0].set_ylabel(f"layer {layer}", color=GREY)
-        entitle(figure, "Where the class token looks: the share of its attention per patch")
+
+
+@dataclass(frozen=True)
+class QueryRow:
+    """Where a patch looks in each head of a layer: a row of the figure."""
+
+    name: str
+    weights: Array
+    """(heads, H, W), every map summing to one."""
+    class_token_share: Array | None
+    """(heads,): what goes to the class token besides; None in a layer that has none."""
 
 
 def draw_query(
@@ -76,29 +75,55 @@ def draw_query(
 ) -> None:
     """Where a patch looks: a row per layer; of a single layer its content, positional and blended attention."""
     rows = rows_of(maps)
-    side = panel_side(len(rows), len(heads) + 1)
-    with new_figure(file, size=(side * (len(heads) + 1) + 0.9, (side + 0.28) * len(rows) + 0.6)) as figure:
-        axes = figure.subplots(len(rows), len(heads) + 1, squeeze=False)
-        for panels, (name, weights) in zip(axes, rows, strict=True):
-            draw_picture(panels[0], shown)
-            mark_patch(panels[0], query, weights.shape[1:])
-            panels[0].set_ylabel(name, color=GREY)
-            for panel, head in zip(panels[1:], heads, strict=True):
-                draw_attention(panel, shown, weights[head], smooth=False)
-                mark_patch(panel, query, weights.shape[1:])
-                panel.set_title(f"head {head}: {percent(weights[head])}", fontsize=9 if side > 0.9 else 6)
-        where = f"row {query[0]}, column {query[1]}"
-        entitle(figure, f"Where the patch in {where} looks; the fullest colour is the share above")
+    title = (
+        f"Where the patch in column {query[1]}, row {query[0]} (framed) looks: grey is no attention, the fullest "
+        "colour the share above the map"
+    )
+    text_lines = [(1 + (place == 0), int(row.class_token_share is not None)) for place, row in enumerate(rows)]
+    columns, aspect = len(heads) + 1, shown.height / shown.width
+    with new_sheet(file, title=title, columns=columns, aspect=aspect, text_lines=text_lines, text_width=0.28) as sheet:
+        for place, row in enumerate(rows):
+            draw_query_row(sheet, place, row, shown, query=query, heads=heads)
 
 
-def rows_of(maps: Sequence[AttentionMaps]) -> list[tuple[str, Array]]:
-    """Name and (heads, H, W) of each row to draw, for the first picture and query."""
+def draw_query_row(
+    sheet: Sheet, place: int, row: QueryRow, shown: Image.Image, *, query: tuple[int, int], heads: Sequence[int]
+) -> None:
+    """The picture, and the chosen heads of a row beside it; the first row has the heads' numbers too."""
+    shares = row.class_token_share
+    above = "head\nshare, %" if place == 0 else ""
+    sheet.label(place, row.name, above=above, below="" if shares is None else "class token, %")
+    panel = sheet.panel(place, 0)
+    draw_picture(panel, shown)
+    mark_patch(panel, query, row.weights.shape[1:])
+    for column, head in enumerate(heads, start=1):
+        weights = row.weights[head]
+        largest = number_of_percent(float(weights.max()))
+        panel = sheet.panel(
+            place,
+            column,
+            above=f"{head}\n{largest}" if place == 0 else largest,
+            below="" if shares is None else number_of_percent(float(shares[head])),
+        )
+        draw_attention(panel, shown, weights, smooth=False)
+        mark_patch(panel, query, weights.shape)
+
+
+def rows_of(maps: Sequence[AttentionMaps]) -> list[QueryRow]:
+    """The rows to draw, for the first picture and query."""
     if len(maps) > 1 or maps[0].positional is None:
-        return [(f"layer {of_layer.layer}", as_array(of_layer.blended[0, :, 0])) for of_layer in maps]
+        return [
+            QueryRow(
+                f"layer {of_layer.layer}",
+                as_array(of_layer.blended[0, :, 0]),
+                None if of_layer.class_token_share is None else as_array(of_layer.class_token_share[0, :, 0]),
+            )
+            for of_layer in maps
+        ]
     return [
-        ("content", as_array(maps[0].content[0, :, 0])),
-        ("positional", as_array(maps[0].positional[:, 0])),
-        ("blended", as_array(maps[0].blended[0, :, 0])),
+        QueryRow("content", as_array(maps[0].content[0, :, 0]), None),
+        QueryRow("positional", as_array(maps[0].positional[:, 0]), None),
+        QueryRow("blended", as_array(maps[0].blended[0, :, 0]), None),
     ]
 
 
@@ -112,93 +137,31 @@ def mark_patch(axes: Any, patch: tuple[int, int], grid: tuple[int, ...]) -> None
 
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()  # the picture's edges; its top is the smaller
     height, width = (bottom - top) / grid[0], (right - left) / grid[1]
-    for colour, thickness in (("black", 2.4), ("white", 1.2)):
+    for colour, thickness in (("black", 1.4), ("white", 0.6)):
         frame = Rectangle((left + patch[1] * width, top + patch[0] * height), width, height, fill=False, clip_on=False)
         frame.set(edgecolor=colour, linewidth=thickness)
         axes.add_patch(frame)
-
-
-def hide(axes: Any) -> None:
-    for panel in axes:
-        panel.set_axis_off()
-
-
-def percent(weights: Array) -> str:
-    """The largest share of a map, as text."""
-    share = 100 * float(weights.max())
-    return f"{share:.0f} %" if share >= 9.5 else f"{share:.1f} %"
 
 
 def percent_range(weights: Array) -> str:
     """The smallest and largest share of a map, as text."""
     low, high = 100 * float(weights.min()), 100 * float(weights.max())
     digits = 0 if high >= 9.5 else 1 if high >= 0.95 else 2
-    return f"{low:.{digits}f} to {high:.{digits}f} %"
-
-
-def draw_kernels(kernels: PositionalKernels, weights: Array, file: Path) -> None:
-    """Each head's positional attention around its query: ``weights`` (layers, heads, 3) on dx, dy and dx^2 + dy^2.
-
-    Away from the borders that is the same for every query. Layers of plain attention are left out.
-    """
-    layers = np.flatnonzero(~np.isnan(weights[..., 0]).any(axis=1))
-    radius = window(kernels)
-    offsets = np.arange(-radius, radius + 1)
-    heads = weights.shape[1]
-    side = panel_side(len(layers), heads)
-    with new_figure(file, size=(side * heads + 1.0, (side + 0.28) * len(layers) + 0.9)) as figure:
-        axes: Any = figure.subplots(len(layers), heads, squeeze=False)
-        for layer, head in np.ndindex(len(layers), heads):
-            panel, number = axes[layer, head], layers[layer]
-            share = kernel(weights[number, head], offsets)
-            panel.imshow(share, cmap="cividis", vmin=0, extent=bounds(radius))
-            panel.plot(0, 0, "+", color=VERMILION, markersize=7, markeredgewidth=1.4)
-            panel.spines[:].set_visible(False)
-            if side > 0.7:
-                place = {"ha": "right", "va": "bottom", "transform": panel.transAxes}
-                panel.text(0.97, 0.03, percent(share), color="white", fontsize=7, **place)
-            panel.set(xticks=[], yticks=[])
-            if layer == 0:
-                panel.set_title(f"head {head}", fontsize=9 if side > 0.7 else 6)
-            if head == 0:
-                panel.set_ylabel(f"layer {number}", color=GREY)
-        reach = f"{radius} patches to each side of the query (cross)"
-        entitle(figure, f"Positional kernels, {reach}; in the corner the share at the peak")
-
-
-def bounds(radius: int) -> tuple[float, float, float, float]:
-    return (-radius - 0.5, radius + 0.5, radius + 0.5, -radius - 0.5)
-
-
-def window(kernels: PositionalKernels) -> int:
-    """How far to each side most kernels reach: the ninth tenth of centre and two widths, in whole patches."""
-    reach = np.maximum(np.abs(kernels.dx), np.abs(kernels.dy)) + 2 * kernels.width
-    known = reach[np.isfinite(reach)]
-    if len(known) == 0:
-        return LARGEST_WINDOW
-    return int(np.clip(np.ceil(np.quantile(known, 0.9)), 2, LARGEST_WINDOW))
-
-
-def kernel(weights: Array, offsets: Array) -> Array:
-    """softmax(w_x dx + w_y dy + w_d (dx^2 + dy^2)) over a window (paper, Eq. 6): (rows, columns)."""
-    dx, dy = offsets[None, :], offsets[:, None]
-    score = weights[0] * dx + weights[1] * dy + weights[2] * (dx**2 + dy**2)
-    share = np.exp(score - score.max())
-    return share / share.sum()
+    return f"{low:.{digits}f}\u2013{high:.{digits}f} %"
 
 
 def draw_gates(gates: Array, file: Path) -> None:
     """Gates (layers, heads) in [0, 1] as a heat map; layers of plain attention, which have none, stay blank."""
     layers, heads = gates.shape
-    with new_figure(file, size=(max(4.6, 0.55 * heads + 2.2), 0.36 * layers + 1.5)) as figure:
+    with print_figure(file, size=(min(PAGE_WIDTH, max(3.6, 0.45 * heads + 1.8)), 0.26 * layers + 1.0)) as figure:
         axes = figure.add_subplot()
         axes.set_facecolor("#eeeeee")
         image = axes.imshow(np.ma.masked_invalid(gates), cmap=GATE_COLOURS, vmin=0, vmax=1, aspect="auto")
         for layer, head in np.ndindex(gates.shape):
             value = gates[layer, head]
             if heads <= MOST_CELLS_WITH_NUMBERS and not np.isnan(value):
-                colour = "white" if abs(value - 0.5) > 0.35 else "black"
-                axes.text(head, layer, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
+                ink = ink_on(image.to_rgba(value))
+                axes.text(head, layer, f"{value:.2f}", ha="center", va="center", fontsize=SMALL_TYPE, color=ink)
         for layer in np.flatnonzero(np.isnan(gates).all(axis=1)).tolist():
             axes.text((heads - 1) / 2, layer, "plain attention, no gate", ha="center", va="center", color=GREY)
         axes.set(xticks=range(heads), yticks=range(layers), xlabel="head", ylabel="layer", title="Gates")
@@ -209,21 +172,41 @@ def draw_gates(gates: Array, file: Path) -> None:
         bar.outline.set_visible(False)
 
 
+def ink_on(colour: Sequence[float]) -> str:
+    """Black or white, which is the easier to read on this colour (red, green, blue in [0, 1], sRGB)."""
+    luminance = relative_luminance(colour)
+    return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"
+
+
+def relative_luminance(colour: Sequence[float]) -> float:
+    """Light that an sRGB colour gives, by that of white (WCAG 2)."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
 def draw_nonlocality(found: Nonlocality, file: Path, *, uniform: float) -> None:
     """Non-locality of each layer: a mark for each head, a line for the mean; ``uniform`` is what to compare with."""
     halves = (("content", VERMILION, "o", -0.2), ("positional", BLUE, "s", 0.0), ("blended", GREEN, "D", 0.2))
     plain = np.isnan(found.positional).all()
     num_layers = len(found.content)
-    with new_figure(file, size=(max(5.5, 0.5 * num_layers + 2.5), 3.8)) as figure:
+    with print_figure(file, size=(min(PAGE_WIDTH, max(4.5, 0.3 * num_layers + 2.5)), 3.0)) as figure:
         axes = figure.add_subplot()
         for name, colour, marker, shift in halves[: 1 if plain else 3]:
             values = getattr(found, name)  # (layers, heads)
             layers = np.flatnonzero(~np.isnan(values).any(axis=1))
             for head in range(values.shape[1]):
-                axes.plot(layers + shift, values[layers, head], marker, color=colour, markersize=3, alpha=0.5)
-            axes.plot(layers, values[layers].mean(axis=1), color=colour, linewidth=2, marker=marker, label=name)
+                axes.plot(layers + shift, values[layers, head], marker, color=colour, markersize=2.5, alpha=0.5)
+            axes.plot(
+                layers,
+                values[layers].mean(axis=1),
+                color=colour,
+                linewidth=1.5,
+                markersize=5,
+                marker=marker,
+                label=name,
+            )
         axes.axhline(uniform, color=GREY, linestyle="--", label="looking everywhere alike")
         pictures = "1 picture" if found.num_pictures == 1 else f"{found.num_pictures} pictures"
         axes.set(xticks=range(num_layers), xlabel="layer", ylabel="mean distance looked, patches", ylim=(0, None))
         axes.set_title(f"Non-locality on {pictures}: heads (marks), mean (line)")
-        figure.legend(loc="outside lower center", ncols=4, fontsize=9)
+        figure.legend(loc="outside lower center", ncols=4, fontsize=SMALL_TYPE)

@@ -17,12 +17,11 @@ PALEST, STRONGEST = 0.4, 0.85
 def attention_over(picture: Image.Image, weights: NDArray[Any], *, smooth: bool = False) -> Image.Image:
     """The picture under ``weights`` (H, W) >= 0; RGB, of the picture's size.
 
-    Each patch is a rectangle of one colour, from none at 0 to the fullest at the largest weight. With ``smooth`` the
-    colours run into each other and begin at the smallest weight, which shows the shape of a map that is flat.
+    Each patch is a rectangle of one colour, from none at 0 to the fullest at the largest weight; with ``smooth`` the
+    colours run into each other. A flat map is one even colour, so that it is not taken for one with a peak.
     """
     values = np.asarray(weights, dtype=np.float32)
-    low, high = float(values.min()) if smooth else 0.0, float(values.max())
-    scaled = Image.fromarray((values - low) / max(high - low, 1e-12))
+    scaled = Image.fromarray(values / max(float(values.max()), 1e-12))
     way = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
     share = STRONGEST * np.asarray(scaled.resize(picture.size, way)).clip(0, 1)[..., None]  # (height, width, 1)
     grey = PALEST + (1 - PALEST) * np.asarray(picture.convert("L"))[..., None] / 255

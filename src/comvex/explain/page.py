@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from PIL import Image
+
 import comvex
 from comvex.files import write_text
 from comvex.inference.predictor import Prediction
@@ -27,7 +29,8 @@ h3 { font-size: 1.05rem; margin: 2rem 0 .2rem; }
 p, figcaption { max-width: 46rem; margin: .2rem 0 .8rem; }
 figure { margin: 0; }
 figcaption, footer, nav { color: var(--soft); }
-img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
+.scroll { overflow-x: auto; }
+img { height: auto; background: #fff; border: 1px solid var(--line); border-radius: 6px; box-sizing: border-box; }
 nav ul { columns: 2; padding-left: 1.2rem; overflow-wrap: anywhere; }
 a { color: inherit; }
 table { border-collapse: collapse; margin: .4rem 0 0; }
@@ -36,6 +39,8 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: 
 td.bar { width: 12rem; } td.bar div { height: .7rem; background: var(--bar); border-radius: 3px; min-width: 1px; }
 footer { margin-top: 4rem; font-size: .9rem; }
 """
+SCREEN_PIXELS_AN_INCH = 160
+"""How large a figure is on a wide screen: the eye is farther from it than from paper, for which 96 would do."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +94,17 @@ def files_of(page: Path) -> set[str]:
 
 
 def figure_html(figure: Figure) -> str:
+    """As wide as the page; where that is less than the figure is in print, at that size and to be scrolled sideways."""
     content = base64.b64encode(figure.file.read_bytes()).decode()
+    with Image.open(figure.file) as image:
+        printed = image.width / image.info["dpi"][0]  # inches
+    width = f"width: min(100%, {printed * SCREEN_PIXELS_AN_INCH:.0f}px); min-width: {printed:.2f}in"
+    name = escape(figure.heading)
     return (
-        f'<h3>{escape(figure.heading)}</h3><figure data-file="{escape(figure.file.name)}">'
+        f'<h3>{name}</h3><figure data-file="{escape(figure.file.name)}">'
         f"<figcaption>{escape(figure.caption)}</figcaption>"
-        f'<img alt="{escape(figure.heading)}" src="data:image/png;base64,{content}"></figure>'
+        f'<div class="scroll" role="group" aria-label="{name}" tabindex="0">'
+        f'<img alt="{name}" style="{width}" src="data:image/png;base64,{content}"></div></figure>'
     )
 
 

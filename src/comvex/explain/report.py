@@ -24,13 +24,13 @@ from comvex.convit.analysis import (
     positional_kernels,
     uniform_nonlocality,
 )
-from comvex.convit.analysis.positions import positional_weights
 from comvex.convit.config import ConViTConfig
 from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.data.reading import UnreadablePictureError
 from comvex.errors import UserError
 from comvex.explain.epochs import load_at, title_of
-from comvex.explain.figures import draw_class_token, draw_gates, draw_kernels, draw_nonlocality, draw_query
+from comvex.explain.figures import draw_class_token, draw_gates, draw_nonlocality, draw_query
+from comvex.explain.kernels import draw_kernels
 from comvex.explain.page import Figure, PictureSection, files_of, write_page
 from comvex.explain.query import parse_query
 from comvex.explain.seen import SeenPicture, see
@@ -197,12 +197,14 @@ def draw_model(model: ConViTWithLinearClassifier, found: Nonlocality, out: Path)
             "How each head of each layer blends its two attentions: 1 is position alone, as in a convolution; 0 is "
             "content alone, as in a plain vision transformer. Training starts at 0.73.",
         ))  # fmt: skip
-        draw_kernels(positional_kernels(model), positional_weights(model)[..., 1:], out / "kernels.png")
+        gated = np.flatnonzero(~np.isnan(gate).all(axis=1)).tolist()
+        draw_kernels(positional_kernels(model), out / "kernels.png", layers=gated)
         figures.append(Figure(
             out / "kernels.png", "Positional kernels",
-            "Where a head's positional attention lies around the patch that looks, the cross; bright is much, each "
-            "scaled to its own peak, whose share stands in the corner. It is the same for every picture and for every "
-            "patch away from the border.",
+            "Where a head's positional attention lies around the patch that looks, the cross: from dark, none, to "
+            "bright, the head's largest share of a patch, which stands above it. It is the same for every picture, and "
+            "for every patch that is far enough from the border. A head without a peak does not fall off with "
+            "distance.",
         ))  # fmt: skip
     uniform = uniform_nonlocality(model.config.grid)
     draw_nonlocality(found, out / "nonlocality.png", uniform=uniform)
@@ -268,7 +270,9 @@ def draw_seen(
         figures.append(Figure(
             file, "The class token",
             "What the answer is drawn from: where the class token looks in each layer that has one, on the mean over "
-            "the heads and head by head. Rollout follows the attention of all layers back to the patches.",
+            "the heads and head by head. Grey is no attention, the fullest colour the map's largest share of a "
+            "patch, so a flat map is one even colour; above it its smallest and largest share. Rollout follows "
+            "the attention of all layers back to the patches.",
         ))  # fmt: skip
     maps = attention_maps(model, seen.inputs, queries=[chosen.query], layers=chosen.layers)
     row, column = chosen.query
@@ -276,7 +280,9 @@ def draw_seen(
     draw_query(seen.shown, maps, file, query=chosen.query, heads=chosen.heads)
     figures.append(Figure(
         file, f"The patch in column {column}, row {row}",
-        "Where each head looks from the framed patch. Each square is a patch.",
+        "Where each head looks from the framed patch. Grey is no attention, the fullest colour the largest share of a "
+        "patch in that map, which stands above it. In layers with a class token the maps are shares of what goes to "
+        "patches; what goes to the class token stands below.",
     ))  # fmt: skip
     return PictureSection(seen.name, seen.predictions, figures)
 

@@ -10,9 +10,9 @@ from comvex.plotting import BLUE, GREY, VERMILION, new_figure
 Rows = Sequence[dict[str, Any]]
 
 HEAD_PANELS = {
-    "gate": ("Gate: share of positional attention", "sigmoid(gate)"),
-    "nonlocality_blended": ("Non-locality of the layer", "distance looked, patches"),
-    "nonlocality_content": ("Non-locality of its content half", "distance looked, patches"),
+    "gate": ("Gate", "share of positional attention"),
+    "nonlocality_blended": ("Non-locality", "distance looked, patches"),
+    "nonlocality_content": ("Non-locality, content half", "distance looked, patches"),
 }
 """Columns of heads.csv that are drawn: title and unit of each."""
 
@@ -54,6 +54,7 @@ def draw_heads(rows: Rows, file: Path, *, title: str) -> None:
     """Gates and non-locality over the epochs: a thick line for the mean of each layer, a thin one for each head.
 
     ``rows`` are those of heads.csv. What no layer has, such as the gates of a plain vision transformer, is left out.
+    The axes show the range that occurs, not all from 0, for layers often differ by little.
     """
     from matplotlib import colormaps
     from matplotlib.lines import Line2D
@@ -62,16 +63,17 @@ def draw_heads(rows: Rows, file: Path, *, title: str) -> None:
     layers = sorted({row["layer"] for row in rows})
     # Without its yellow end, which is hard to see on white
     colours = {layer: colormaps["viridis"](0.9 * place / max(1, len(layers) - 1)) for place, layer in enumerate(layers)}
-    with new_figure(file, size=(3.6 * len(panels) + 1.2, 3.8)) as figure:
+    size = (1.95 * len(panels) + 0.85, max(2.4, 0.16 * len(layers) + 0.6))  # a page's width, at which type is 8 points
+    with new_figure(file, size=size, dpi=300, font_size=8) as figure:
         for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             for layer in layers:
                 of_layer = [row for row in rows if row["layer"] == layer and row[name] is not None]
                 draw_layer(axes, of_layer, name, colours[layer])
             heading, unit = HEAD_PANELS[name]
-            axes.set(title=heading, xlabel="epoch", ylabel=unit, ylim=(0, 1) if name == "gate" else (0, None))
+            axes.set(title=heading, xlabel="epoch", ylabel=unit)
         handles = [Line2D([], [], color=colours[layer], linewidth=2) for layer in layers]
-        figure.legend(handles, [f"layer {layer}" for layer in layers], loc="outside right upper", fontsize=9)
-        figure.suptitle(f"{title}: mean of each layer (thick) and its heads (thin)", x=0.01, ha="left")
+        figure.legend(handles, [f"layer {layer}" for layer in layers], loc="outside right upper", fontsize=7)
+        figure.suptitle(f"{title}: mean of each layer (thick) and its heads (thin)", x=0.01, ha="left", fontsize=9)
 
 
 def draw_layer(axes: Any, rows: Rows, name: str, colour: Any) -> None:
