@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from comvex.convit import ConViTBackbone, ConViTConfig, ConViTWithLinearClassifier, analysis
 from comvex.convit.analysis import inputs as analysis_inputs
 from comvex.convit.attention import GatedPositionalSelfAttention
+from comvex.errors import UserError
 from oracle import gpsa as oracle
 
 EXACT = 1e-9
@@ -215,6 +217,74 @@ def test_no_picture_is_refused():
         analysis.nonlocality(small_model(), ["a.png"])
 
 
+# What does not fit
+
+
+@pytest.mark.parametrize(
+    ("batches", "sentence"),
+    [
+        ([{"image": torch.zeros(1, 1, 12, 20)}], "A batch of pictures is a dict: it must be a tensor"),
+        ([()], "A batch of pictures is a tuple"),
+        (None, "pictures is a NoneType"),
+        (torch.zeros(4), "pictures has shape (4,): it must be a tensor (batch, 1, height, width)."),
+        (pictures().half(), "pictures is of torch.float16: it must be of the model's torch.float64."),
+    ],
+)
+def test_batches_that_are_no_pictures_are_named(batches, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        analysis.nonlocality(small_model(), batches)
+
+
+@pytest.mark.parametrize(
+    "analyse",
+    [
+        analysis.attention_inputs,
+        analysis.attention_rollout,
+        analysis.class_token_attention,
+        lambda model, batch: analysis.attention_maps(model, batch, queries=[(0, 0)]),
+    ],
+)
+def test_one_batch_must_be_one_tensor_of_the_models_type(analyse):
+    model = small_model()
+    with pytest.raises(UserError, match=r"pictures is a list: it must be a tensor \(batch, 1, height, width\)"):
+        analyse(model, [pictures(), pictures()])
+    with pytest.raises(UserError, match=r"pictures is of torch\.float32: it must be of the model's torch\.float64"):
+        analyse(model, pictures().float())
+
+
+def test_batches_to_measure_accuracy_on_have_labels():
+    for batch in (pictures(), {"image": pictures(), "label": torch.zeros(2)}):
+        with pytest.raises(UserError, match=r"A batch is a \w+: it must be a tuple \(pictures, labels\)"):
+            analysis.position_embedding_effect(small_model(), [batch])
+
+
+@pytest.mark.parametrize(
+    "analyse",
+    [
+        analysis.gates,
+        analysis.positional_kernels,
+        analysis.position_embedding_similarity,
+        analysis.without_position_embedding,
+        lambda model: analysis.nonlocality(model, pictures()),
+        lambda model: analysis.attention_rollout(model, pictures()),
+        lambda model: analysis.class_token_attention(model, pictures()),
+        lambda model: analysis.attention_inputs(model, pictures()),
+        lambda model: analysis.attention_maps(model, pictures(), queries=[(0, 0)]),
+        lambda model: analysis.position_embedding_effect(model, []),
+    ],
+)
+def test_what_is_no_convit_is_named(analyse):
+    with pytest.raises(UserError, match="The model is a Linear: it must be a ConViTBackbone"):
+        analyse(torch.nn.Linear(2, 2))
+
+
+def test_a_compiled_model_is_analysed_as_the_one_that_it_was_made_of():
+    model, batch = small_model(), pictures()
+    expected = analysis.nonlocality(model, batch)
+    np.testing.assert_array_equal(analysis.nonlocality(torch.compile(model), batch).blended, expected.blended)
+    np.testing.assert_array_equal(analysis.gates(torch.compile(model)), analysis.gates(model))
+
+
 # What the trainer writes down
 
 
@@ -279,8 +349,18 @@ def test_a_patch_or_layer_that_is_not_there_is_refused():
     for queries, words in (([(3, 0)], r"\(3, 0\) lies outside"), ([(0, -1)], "columns to 4"), ([], "queries is empty")):
         with pytest.raises(ValueError, match=words):
             analysis.attention_maps(model, batch, queries=queries)
-    with pytest.raises(ValueError, match="layers must lie between"):
-        analysis.attention_maps(model, batch, queries=[(0, 0)], layers=[3])
+    for queries in ((1, 1), [(1.5, 2)], [(0, 0, 0)], 3):
+        with pytest.raises(UserError, match=r"queries is .*: it must be a list of patches \(row, column\)"):
+            analysis.attention_maps(model, batch, queries=queries)
+    for layers, words in (
+        ([3], r"layers is \[3\]: layers must lie between -3 and 2"),
+        (5, "layers is 5: a number of last layers must lie between 1 and 3"),
+        ([0.5], r"layers is \[0\.5\]: it must be a number of last layers, or a list of layers"),
+    ):
+        with pytest.raises(UserError, match=words):
+            analysis.attention_maps(model, batch, queries=[(0, 0)], layers=layers)
+    numbered = analysis.attention_maps(model, batch, queries=np.array([[2, 4]]), layers=np.array([1]))
+    assert [maps.layer for maps in numbered] == [1]
 
 
 def test_the_class_tokens_map_is_its_row_of_the_dense_map_over_the_patches():

@@ -472,16 +472,19 @@ class ConViTWithLinearClassifier(ConViTBackbone, HubModel):
             self.info = dataclasses.replace(self.info, architecture=self.config, labels=(), figures={})
 
 
-def take_indices(depth: int, indices: int | Sequence[int] | None) -> list[int]:
-    """Layers counted from the front: of a list of indices, of the last n for a number n, of all for None."""
+def take_indices(depth: int, indices: int | Sequence[int] | None, *, name: str = "indices") -> list[int]:
+    """Layers counted from the front: of a list of indices, of the last n for a number n, of all for None.
+
+    ``name`` is that of the argument, for the ``ValueError`` about layers that are not there.
+    """
     if indices is None:
         return list(range(depth))
     if isinstance(indices, int):
         if not 1 <= indices <= depth:
-            raise UserError(f"indices is {indices}: a number of last layers must lie between 1 and {depth}.")
+            raise UserError(f"{name} is {indices}: a number of last layers must lie between 1 and {depth}.")
         return list(range(depth - indices, depth))
     if not indices or any(not -depth <= index < depth for index in indices):
-        raise UserError(f"indices is {list(indices)}: layers must lie between {-depth} and {depth - 1}.")
+        raise UserError(f"{name} is {list(indices)}: layers must lie between {-depth} and {depth - 1}.")
     return [index % depth for index in indices]
 
 

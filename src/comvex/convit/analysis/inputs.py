@@ -81,8 +81,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def visit_attention(model: ConViTBackbone, pictures: Tensor, visit: Callable[[LayerInput], None]) -> None:
     """One forward pass of pictures (B, C, height, width), in which ``visit`` sees the input of each layer's attention.
 
-    Raises ``ValueError`` if the pictures do not fit.
+    Raises ``ValueError`` if that is no ConViT, or the pictures do not fit.
     """
+    check_model(model)
+    check_pictures(model, pictures)
     device = model.patch_embed.proj.weight.device
     grid = model.patch_embed.grid_of(*pictures.shape[-2:])
 
@@ -105,6 +107,27 @@ def visit_attention(model: ConViTBackbone, pictures: Tensor, visit: Callable[[La
             hook.remove()
 
 
+def check_model(model: object) -> None:
+    """Raises ``ValueError`` for what is no ConViT, compiled or not."""
+    if not isinstance(getattr(model, "_orig_mod", model), ConViTBackbone):
+        raise UserError(
+            f"The model is a {type(model).__name__}: it must be a ConViTBackbone or one with a classifier, without a "
+            "wrapper such as DistributedDataParallel."
+        )
+
+
+def check_pictures(model: ConViTBackbone, pictures: object) -> None:
+    """Raises ``ValueError`` for what is no batch (B, C, height, width) of the model's type."""
+    wanted = f"a tensor (batch, {model.config.image_channel}, height, width)"
+    if not isinstance(pictures, Tensor):
+        raise UserError(f"pictures is a {type(pictures).__name__}: it must be {wanted}.")
+    if pictures.ndim != 4 or pictures.shape[1] != model.config.image_channel:
+        raise UserError(f"pictures has shape {tuple(pictures.shape)}: it must be {wanted}.")
+    dtype = model.patch_embed.proj.weight.dtype
+    if pictures.dtype != dtype:
+        raise UserError(f"pictures is of {pictures.dtype}: it must be of the model's {dtype}.")
+
+
 def attention_inputs(model: ConViTBackbone, pictures: Tensor) -> list[Tensor]:
     """The tokens (B, T, dim) that each layer's attention gets, first layer first, from one forward pass."""
     return [given.tokens for given in layer_inputs(model, pictures)]
@@ -120,11 +143,16 @@ def layer_inputs(model: ConViTBackbone, pictures: Tensor) -> list[LayerInput]:
 def batches_of(pictures: Batches) -> Iterator[Tensor]:
     """Batches (B, C, height, width) of the pictures; empty ones, of which nothing could be read, are left out.
 
-    Raises ``ValueError`` for what is no tensor.
+    Raises ``ValueError`` for what is neither a tensor nor begins with one.
     """
+    if not isinstance(pictures, Iterable):
+        raise UserError(f"pictures is a {type(pictures).__name__}: it must be a tensor, or batches of pictures.")
     for batch in pictures.split(PICTURES_AT_ONCE) if isinstance(pictures, Tensor) else pictures:
-        tensor = batch if isinstance(batch, Tensor) else batch[0]
-        if not isinstance(tensor, Tensor):
-            raise UserError(f"A batch of pictures is a {type(tensor).__name__}: it must be (B, C, height, width).")
-        if len(tensor):
-            yield tensor
+        first = batch[0] if isinstance(batch, tuple | list) and batch else batch
+        if not isinstance(first, Tensor):
+            raise UserError(
+                f"A batch of pictures is a {type(batch).__name__}: it must be a tensor (batch, channels, height, "
+                "width), or a tuple that begins with one."
+            )
+        if len(first):
+            yield first

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from torch import Tensor
 
-from comvex.convit.analysis.inputs import LayerInput, layer_inputs, visit_attention
+from comvex.convit.analysis.inputs import LayerInput, check_model, check_pictures, layer_inputs, visit_attention
 from comvex.convit.attention import GatedPositionalSelfAttention
 from comvex.convit.model import ConViTBackbone, take_indices
 from comvex.errors import UserError
@@ -46,29 +47,50 @@ def attention_maps(
 
     Raises ``ValueError`` for a layer or patch that is not there, or pictures that do not fit.
     """
-    chosen = set(take_indices(len(model.blocks), layers))
-    check_queries(queries, model.patch_embed.grid_of(*pictures.shape[-2:]))
+    check_model(model)
+    check_pictures(model, pictures)
+    chosen = chosen_layers(len(model.blocks), layers)
+    places = chosen_patches(queries, model.patch_embed.grid_of(*pictures.shape[-2:]))
     maps: list[AttentionMaps] = []
 
     def visit(given: LayerInput) -> None:
         if given.layer in chosen:
-            maps.append(maps_of_layer(given, queries))
+            maps.append(maps_of_layer(given, places))
 
     visit_attention(model, pictures, visit)
     return maps
 
 
-def check_queries(queries: Sequence[tuple[int, int]], grid: tuple[int, int]) -> None:
-    """Raises ``ValueError`` if there is no query, or one that lies outside the grid."""
+def chosen_layers(depth: int, layers: int | Sequence[int] | None) -> set[int]:
+    """The layers counted from the front; raises ``ValueError`` for one that is not there."""
+    if layers is not None and not isinstance(layers, int):
+        try:
+            layers = [index(layer) for layer in layers]
+        except TypeError as error:
+            raise UserError(
+                f"layers is {layers!r}: it must be a number of last layers, or a list of layers."
+            ) from error
+    return set(take_indices(depth, layers, name="layers"))
+
+
+def chosen_patches(queries: Sequence[tuple[int, int]], grid: tuple[int, int]) -> list[tuple[int, int]]:
+    """The queries as plain numbers; raises ``ValueError`` if there is none, or one that is no patch of the grid."""
     rows, columns = grid
-    if len(queries) == 0:
+    try:
+        places = [(index(row), index(column)) for row, column in queries]
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"queries is {queries!r}: it must be a list of patches (row, column), two whole numbers each."
+        ) from error
+    if not places:
         raise UserError("queries is empty: it must name at least one patch (row, column).")
-    for row, column in queries:
+    for row, column in places:
         if not (0 <= row < rows and 0 <= column < columns):
             raise UserError(
                 f"The patch ({row}, {column}) lies outside the grid: rows go from 0 to {rows - 1}, columns to "
                 f"{columns - 1}."
             )
+    return places
 
 
 def maps_of_layer(given: LayerInput, queries: Sequence[tuple[int, int]]) -> AttentionMaps:
@@ -94,6 +116,7 @@ def class_token_attention(model: ConViTBackbone, pictures: Tensor) -> Tensor:
 
     Raises ``ValueError`` if the model has no non-local layers, or the pictures do not fit.
     """
+    check_model(model)
     if model.config.num_nonlocal_layers == 0:
         raise UserError("num_nonlocal_layers is 0: the class token attends to patches in non-local layers only.")
     maps: list[Tensor] = []
@@ -119,6 +142,7 @@ def attention_rollout(model: ConViTBackbone, pictures: Tensor) -> Tensor:
     ``pictures`` (B, C, height, width); returns (B, H, W), each map summing to one. Raises ``ValueError`` if the class
     token sees no patch because there are no non-local layers, or the pictures do not fit.
     """
+    check_model(model)
     of_token = model.config.global_pool != "avg"
     if of_token and model.config.num_nonlocal_layers == 0:
         raise UserError("num_nonlocal_layers is 0: the class token attends to patches in non-local layers only.")

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from comvex.convit.analysis.inputs import Batches, LayerInput, batches_of, visit_attention
+from comvex.convit.analysis.inputs import Batches, LayerInput, batches_of, check_model, visit_attention
 from comvex.convit.analysis.positions import gates
 from comvex.convit.attention import GatedPositionalSelfAttention
 from comvex.convit.model import ConViTBackbone
@@ -53,6 +53,7 @@ def nonlocality(model: ConViTBackbone, pictures: Batches) -> Nonlocality:
     ``pictures`` (num, C, height, width), or an iterable of such batches (or of tuples that begin with one), which may
     differ in size; memory does not grow with their number. Raises ``ValueError`` if there are none, or they do not fit.
     """
+    check_model(model)
     sums = Sums(model)
     for batch in batches_of(pictures):
         visit_attention(model, batch, sums.add)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from comvex.convit.analysis.inputs import evaluating
+from comvex.convit.analysis.inputs import check_model, check_pictures, evaluating
 from comvex.convit.attention import GatedPositionalSelfAttention
 from comvex.convit.model import ConViTBackbone, ConViTWithLinearClassifier
 from comvex.errors import UserError
@@ -25,7 +25,11 @@ Model = TypeVar("Model", bound=ConViTBackbone)
 
 
 def positional_weights(model: ConViTBackbone) -> NDArray[np.float64]:
-    """Every head's gate parameter and weights on (dx, dy, dx^2 + dy^2): (layers, heads, 4); NaN without GPSA."""
+    """Every head's gate parameter and weights on (dx, dy, dx^2 + dy^2): (layers, heads, 4); NaN without GPSA.
+
+    Raises ``ValueError`` for what is no ConViT.
+    """
+    check_model(model)
     values = np.full((len(model.blocks), model.config.num_heads, 4), np.nan)
     for layer, block in enumerate(model.blocks):
         attention = block.get_submodule("attn")
@@ -80,6 +84,7 @@ def position_embedding_similarity(model: ConViTBackbone) -> NDArray[np.float64]:
 
 def embedding_of(model: ConViTBackbone) -> Tensor:
     """(1, N, dim); raises ``ValueError`` if there is none."""
+    check_model(model)
     if model.pos_embed is None:
         raise UserError("position_embedding is False: the model has none to look at or to mask.")
     return model.pos_embed
@@ -114,12 +119,17 @@ def position_embedding_effect(
     Pictures (B, C, height, width), labels (B,). The paper's ConViT-Ti falls from 73.1 to 67.1 on ImageNet, DeiT-Ti from
     72.2 to 38.3. Raises ``ValueError`` if there are no pictures or no position embedding.
     """
+    check_model(model)
     device, correct, num = model.patch_embed.proj.weight.device, [0, 0], 0
     with evaluating(model):
         models = (model, without_position_embedding(model))
-        for pictures, labels, *_ in batches:
+        for batch in batches:
+            if not isinstance(batch, tuple | list) or len(batch) < 2:
+                raise UserError(f"A batch is a {type(batch).__name__}: it must be a tuple (pictures, labels).")
+            pictures, labels, *_ = batch
             if len(labels) == 0:
                 continue
+            check_pictures(model, pictures)
             num += len(labels)
             for place, asked in enumerate(models):
                 answers = asked(pictures.to(device)).argmax(dim=1)
