@@ -7,8 +7,10 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from comvex.bench.names import GROWING_SIZES, Mode, Precision, Rival, Runtime
+from comvex.commands.options import DEFAULT_TOLD
 from comvex.errors import UserError
 
 
@@ -28,7 +30,7 @@ class Bench:
 
     preset: tuple[str, ...] = ("ConViT_Ti",)
     """Sizes of the model: ConViT_Ti, ConViT_Ti_plus, ConViT_S, ConViT_S_plus, ConViT_B, ConViT_B_plus."""
-    size: tuple[int, ...] | None = None
+    size: Annotated[tuple[int, ...] | None, DEFAULT_TOLD] = None
     """Sides of the square pictures in pixels, multiples of 16. Default: 224."""
     grow: bool = False
     """Measure at 224, 384, 448, 768 and 1024 pixels, and fit how the cost grows with the picture."""
@@ -44,11 +46,11 @@ class Bench:
     """What ConViT is compared with: plain_vit, timm_convit."""
     rounds: int = 9
     """Paired rounds, after two steps to warm up; at least 7."""
-    threads: int | None = None
+    threads: Annotated[int | None, DEFAULT_TOLD] = None
     """Threads of every runtime. Default: what PyTorch takes on this machine."""
     device: str = "cpu"
     """cpu, cuda, or auto for cuda where it is there."""
-    out: Path | None = None
+    out: Annotated[Path | None, DEFAULT_TOLD] = None
     """Folder for bench.md, bench.json, ratios.png and times.png."""
     overwrite: bool = False
     """Replace a report that is there."""

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from comvex.commands.options import DEFAULT_TOLD
+
 
 @dataclass(frozen=True)
 class Data:
@@ -25,7 +27,7 @@ class Data:
     """What comvex train takes as --data: a folder of class folders, a CSV file, hfds/NAME, wds/PATTERN, digits, ..."""
     split_seed: int = 0
     """As in comvex train: decides the parts where the data leave them open."""
-    workers: int | None = None
+    workers: Annotated[int | None, DEFAULT_TOLD] = None
     """Processes that read pictures. Default: one per CPU, up to 8."""
     json: bool = False
     """Print one JSON object on standard output, and nothing else there."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from comvex.commands.options import ConfigFile, read_config
+from comvex.commands.options import DEFAULT_TOLD, ConfigFile, read_config
 
 MOST_TOLD = 20
 """With more classes than this only the worst are told; per_class.csv has all."""
@@ -28,20 +28,20 @@ class Evaluate:
     source: Annotated[Positional[str], arg(name="run", metavar="RUN")]
     """Run folder of comvex train, a weights file (ours, timm's or the official repository's), a published name such as
     convit_tiny.fb_in1k, or OWNER/NAME on the Hugging Face Hub."""
-    data: str | None = None
+    data: Annotated[str | None, DEFAULT_TOLD] = None
     """What comvex train takes as its data: a name, a folder of class folders, a CSV file. Default: what the run was
     trained on."""
     part: Literal["test", "val", "train", "all"] = "test"
     """Which pictures of the data."""
-    image_size: int | tuple[int, int] | None = None
+    image_size: Annotated[int | tuple[int, int] | None, DEFAULT_TOLD] = None
     """Picture side in pixels, or HEIGHT WIDTH. Default: that of the weights."""
-    crop_pct: float | None = None
+    crop_pct: Annotated[float | None, DEFAULT_TOLD] = None
     """Share of the resized picture's side that the middle crop keeps. Default: that of the weights."""
-    interpolation: Literal["bicubic", "bilinear"] | None = None
+    interpolation: Annotated[Literal["bicubic", "bilinear"] | None, DEFAULT_TOLD] = None
     """How pictures are resized. Default: as the weights say."""
     mask_position_embedding: bool = False
     """Evaluate without the position embedding, as in the paper's Table 5."""
-    out: Path | None = None
+    out: Annotated[Path | None, DEFAULT_TOLD] = None
     """Folder for confusion.png (several labels: average_precision.png), reliability.png and per_class.csv. Default:
     RUN/evaluation/DATA-PART."""
     config: ConfigFile = None

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from comvex.commands.options import ConfigFile, read_config
+from comvex.commands.options import DEFAULT_TOLD, ConfigFile, read_config
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,18 @@ class Export:
     convit_tiny.fb_in1k, or OWNER/NAME on the Hugging Face Hub."""
     to: Literal["onnx", "openvino", "torch"]
     """onnx: model.onnx. openvino: model.xml and model.bin. torch: model.pt2, a program of torch.export."""
-    out: Path | None = None
+    out: Annotated[Path | None, DEFAULT_TOLD] = None
     """Folder to write. Default: RUN/exported/RUNTIME-PRECISION."""
     dynamic: Annotated[str, arg(metavar="batch,size")] = ""
     """What stays open: batch (any number of pictures), size (any height and width that the patches divide), or both.
     Default: neither, which is fastest: what depends on the size alone is computed once, while exporting."""
     precision: Literal["float32", "bfloat16", "int8"] = "float32"
     """What the runtime computes in."""
-    image_size: int | tuple[int, int] | None = None
+    image_size: Annotated[int | tuple[int, int] | None, DEFAULT_TOLD] = None
     """Picture side in pixels, or HEIGHT WIDTH. Default: that of the weights."""
     batch_size: int = 1
     """Pictures a call, unless --dynamic batch leaves that open."""
-    data: str | None = None
+    data: Annotated[str | None, DEFAULT_TOLD] = None
     """Pictures to compare with (test part) and to calibrate int8 on (training part). Default: the run's own; without
     any, two photographs to compare with."""
     num_calibration: int = 300
