@@ -47,6 +47,7 @@ def draw_class_token(
     text_lines = [(2, 0)] * (1 + rows_a_layer * len(layers))
     aspect = shown.height / shown.width
     with new_sheet(file, title=title, columns=columns, aspect=aspect, text_lines=text_lines, text_width=0.62) as sheet:
+        shown = sheet.fitted(shown)
         draw_picture(sheet.panel(0, 0, above="picture\n"), shown)
         draw_attention(sheet.panel(0, 1, above=f"rollout\n{percent_range(rollout)}"), shown, rollout)
         for place, (layer, of_heads) in enumerate(zip(layers, attention, strict=True)):
@@ -82,6 +83,7 @@ def draw_query(
     text_lines = [(1 + (place == 0), int(row.class_token_share is not None)) for place, row in enumerate(rows)]
     columns, aspect = len(heads) + 1, shown.height / shown.width
     with new_sheet(file, title=title, columns=columns, aspect=aspect, text_lines=text_lines, text_width=0.28) as sheet:
+        shown = sheet.fitted(shown)
         for place, row in enumerate(rows):
             draw_query_row(sheet, place, row, shown, query=query, heads=heads)
 

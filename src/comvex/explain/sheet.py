@@ -14,6 +14,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageOps
+
 from comvex.plotting import GREY, new_figure
 
 PAGE_WIDTH, PAGE_HEIGHT = 6.7, 9.0
@@ -41,6 +43,16 @@ class Sheet:
     tops: Sequence[float]
     """From the upper edge of the figure to that of the panels, row by row."""
 
+    @property
+    def pad(self) -> float:
+        """From a panel to the text above and below: more for a flat one, that its row's name may stand beside it."""
+        return 0.03 + (row_height(self.panel_size[1]) - self.panel_size[1]) / 2
+
+    def fitted(self, picture: Image.Image) -> Image.Image:
+        """The picture, made smaller if it has over twice the pixels that are printed of a panel's longer side."""
+        longer = round(2 * DOTS_AN_INCH * max(self.panel_size))
+        return ImageOps.contain(picture, (longer, longer)) if max(picture.size) > longer else picture
+
     def panel(self, row: int, column: int, *, above: str = "", below: str = "") -> Any:
         """The axes in a row and column, with small text in the middle above and below."""
         figure_width, figure_height = self.figure.get_size_inches()
@@ -53,8 +65,8 @@ class Sheet:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         middle = left + width / 2
-        self.write(middle, bottom + height + 0.03, above, ha="center", va="bottom")
-        self.write(middle, bottom - 0.03, below, ha="center", va="top", color=GREY)
+        self.write(middle, bottom + height + self.pad, above, ha="center", va="bottom")
+        self.write(middle, bottom - self.pad, below, ha="center", va="top", color=GREY)
         return axes
 
     def label(self, row: int, text: str, *, above: str = "", below: str = "") -> None:
@@ -62,8 +74,8 @@ class Sheet:
         bottom = self.figure.get_figheight() - self.tops[row] - self.panel_size[1]
         right = {"ha": "right", "color": GREY}
         self.write(LEFT - 0.02, bottom + self.panel_size[1] / 2, text, va="center", **right)
-        self.write(LEFT - 0.02, bottom + self.panel_size[1] + 0.03, above, va="bottom", **right)
-        self.write(LEFT - 0.02, bottom - 0.03, below, va="top", **right)
+        self.write(LEFT - 0.02, bottom + self.panel_size[1] + self.pad, above, va="bottom", **right)
+        self.write(LEFT - 0.02, bottom - self.pad, below, va="top", **right)
 
     def write(self, x: float, y: float, text: str, **look: Any) -> None:
         """Small text at a distance from the figure's lower left corner."""
@@ -91,14 +103,22 @@ def new_sheet(
     lines = wrapped(title, page_width)
     title_height = TITLE_LINE * len(lines) + 0.1
     bottoms = list(
-        accumulate((LINE * (above + below) + height + GAP for above, below in text_lines), initial=title_height)
+        accumulate(
+            (LINE * (above + below) + row_height(height) + GAP for above, below in text_lines), initial=title_height
+        )
     )
-    tops = [bottom + LINE * above for bottom, (above, _) in zip(bottoms, text_lines, strict=False)]
+    flat = (row_height(height) - height) / 2
+    tops = [bottom + LINE * above + flat for bottom, (above, _) in zip(bottoms, text_lines, strict=False)]
     with print_figure(file, size=(page_width, bottoms[-1])) as figure:
         figure.set_layout_engine("none")
         place = 0.06 / page_width, 1 - 0.05 / bottoms[-1]
         figure.text(*place, "\n".join(lines), fontsize=TITLE_TYPE, va="top")
         yield Sheet(figure, (width, height), pitch, tops)
+
+
+def row_height(panel_height: float) -> float:
+    """Of panels so high and the name of the row at their left."""
+    return max(panel_height, LINE)
 
 
 def panel_size(room: tuple[float, float], aspect: float) -> tuple[float, float]:
