@@ -30,7 +30,7 @@ def test_heads_are_drawn_thin_and_each_layers_mean_thick(small_run, tmp_path, dr
     rows = read_table(small_run / "heads.csv")
     draw_heads(rows, tmp_path / "heads.png", title="a run")
     titles = [axes.get_title(loc="left") for axes in drawn[0].axes]
-    assert titles == ["Gate", "Non-locality", "Non-locality, content half"]
+    assert titles == ["Gate", "Non-locality", "Non-locality, content"]
     gates, blended, _ = drawn[0].axes
     num_heads = len({row["head"] for row in rows})
     thick = [line for line in blended.lines if line.get_linewidth() == 2 and len(line.get_ydata())]
@@ -42,6 +42,20 @@ def test_heads_are_drawn_thin_and_each_layers_mean_thick(small_run, tmp_path, dr
     assert [text.get_text() for text in drawn[0].legends[0].texts] == ["layer 0", "layer 1"]
     with Image.open(tmp_path / "heads.png") as picture:
         assert picture.width > 1200
+
+
+def test_layers_that_differ_by_little_fill_the_panels_and_no_title_runs_into_the_legend(tmp_path, drawn):
+    rows = [
+        {"epoch": epoch, "layer": layer, "head": 0, "gate": 0.73 + layer / 1000, "nonlocality_content": 7 + layer / 100,
+         "nonlocality_positional": 1.0, "nonlocality_blended": 5 + layer / 100}
+        for epoch in (1, 2) for layer in range(12)
+    ]  # fmt: skip
+    draw_heads(rows, tmp_path / "heads.png", title="a run")
+    drawn[0].set_dpi(300)  # which saving has set back
+    for axes in drawn[0].axes:
+        low, high = axes.get_ylim()
+        assert high - low < 0.02 if "Gate" in axes.get_title(loc="left") else high - low < 0.2
+        assert axes.get_tightbbox().x1 <= drawn[0].legends[0].get_window_extent().x0
 
 
 def test_a_plain_vision_transformer_has_no_panel_of_gates(tmp_path, drawn):

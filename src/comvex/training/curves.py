@@ -12,7 +12,7 @@ Rows = Sequence[dict[str, Any]]
 HEAD_PANELS = {
     "gate": ("Gate", "share of positional attention"),
     "nonlocality_blended": ("Non-locality", "distance looked, patches"),
-    "nonlocality_content": ("Non-locality, content half", "distance looked, patches"),
+    "nonlocality_content": ("Non-locality, content", "distance looked, patches"),
 }
 """Columns of heads.csv that are drawn: title and unit of each."""
 
