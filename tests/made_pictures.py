@@ -40,7 +40,7 @@ def multi_label_recipe(data: Path) -> Recipe:
     """Trains a very small ConViT on pictures that are not square, in seconds."""
     return Recipe(
         data=str(data),
-        model=Architecture(dim=32, num_local_layers=1, num_nonlocal_layers=1, image_size=(256, 128), patch_size=32),
+        model=Architecture(dim=32, num_local_layers=2, num_nonlocal_layers=1, image_size=(256, 128), patch_size=32),
         augment=Augmentation(rotation=0, translation=0, zoom=0, random_erasing=0),
         epochs=24,
         batch_size=8,

@@ -148,7 +148,7 @@ def test_parts_without_training_pictures_can_be_evaluated_and_not_trained_on(par
         found = evaluate_run(small_run, data=str(data), part=part, out=tmp_path / part)
         assert found["num_pictures"] == whole["num_pictures"]
         assert found["by_class"] == whole["by_class"]
-    with pytest.raises(UserError, match="The data set .*/data has no training pictures"):
+    with pytest.raises(UserError, match=r"The data set .*/data has no training pictures"):
         open_data(str(data))
 
 

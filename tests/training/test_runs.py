@@ -99,7 +99,7 @@ def test_damaged_runs_are_listed_with_the_reason_and_the_others_all_the_same(zoo
     runs = {run.name: run for run in list_runs(zoo)}
     assert [name for name, run in runs.items() if run.problem is None] == ["a", "deep/b", "deep/er/c"]
     assert "recipe.json is damaged" in runs["damaged recipe.json"].problem
-    assert "JSONDecodeError" in runs["damaged summary.json"].problem
+    assert "summary.json is damaged" in runs["damaged summary.json"].problem
     assert "metrics.csv is damaged" in runs["damaged metrics.csv"].problem
     assert "timing.csv is damaged" in runs["damaged timing.csv"].problem
     assert "has format 99, written by comvex 9.9" in runs["later"].problem

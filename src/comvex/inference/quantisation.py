@@ -22,7 +22,7 @@ def quantise(model: Any, batches: Sequence[Floats]) -> Any:
     os.environ.setdefault("NNCF_CI", "1")  # or NNCF tells its makers over the network that it is used
     import nncf
 
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     names = products_of_weights(model)
     # NNCF draws bars on standard output, where a report must stand alone.
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
