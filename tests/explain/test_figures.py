@@ -1,6 +1,7 @@
 """Figures for print: nothing is cut off or runs into anything else, type can be read, numbers and colours are right."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -99,6 +100,16 @@ def test_the_patch_figure_tells_the_largest_share_of_each_map_and_what_goes_to_t
     largest = [100 * float(value) for of_layer in maps for value in of_layer.blended.amax(dim=(-2, -1)).flatten()]
     wanted = sorted(largest + [100 * float(share) for share in maps[1].class_token_share.flatten()])
     np.testing.assert_allclose(numbers, wanted, rtol=0.05, atol=0.005)  # they have two digits
+
+
+def test_the_figure_of_one_layer_says_which_layer_it_is(tmp_path, drawn):
+    maps = random_maps(4, (4, 4), layers=8, with_class_token=0)[7:]
+    maps = [replace(maps[0], positional=maps[0].content[0])]
+    draw_query(Image.new("L", (32, 32), 99), maps, tmp_path / "patch.png", query=(0, 0), heads=(1, 3))
+    check_layout(drawn[0])
+    texts = [" ".join(text.get_text().split()) for text in drawn[0].texts]
+    assert "looks in layer 7" in texts[0]
+    assert {"content", "positional", "blended"} <= set(texts)
 
 
 def test_a_flat_map_is_one_even_colour_also_where_maps_are_smooth():

@@ -76,9 +76,10 @@ def draw_query(
 ) -> None:
     """Where a patch looks: a row per layer; of a single layer its content, positional and blended attention."""
     rows = rows_of(maps)
+    where = f" in layer {maps[0].layer}" if len(maps) == 1 else ""
     title = (
-        f"Where the patch in column {query[1]}, row {query[0]} (framed) looks: grey is no attention, the fullest "
-        "colour the share above the map"
+        f"Where the patch in column {query[1]}, row {query[0]} (framed) looks{where}: grey is no attention, the "
+        "fullest colour the share above the map"
     )
     text_lines = [(1 + (place == 0), int(row.class_token_share is not None)) for place, row in enumerate(rows)]
     columns, aspect = len(heads) + 1, shown.height / shown.width

@@ -207,11 +207,12 @@ def draw_model(model: ConViTWithLinearClassifier, found: Nonlocality, out: Path)
             "distance.",
         ))  # fmt: skip
     uniform = uniform_nonlocality(model.config.grid)
+    pictures = "1 picture" if found.num_pictures == 1 else f"{found.num_pictures} pictures"
     draw_nonlocality(found, out / "nonlocality.png", uniform=uniform)
     figures.append(Figure(
         out / "nonlocality.png", "Non-locality",
         f"Mean distance, in patches, from a patch to what it attends to, each layer on its own input, over "
-        f"{found.num_pictures} pictures. Attention that is the same everywhere would have {uniform:.2f}.",
+        f"{pictures}. Attention that is the same everywhere would have {uniform:.2f}.",
     ))  # fmt: skip
     return figures
 
@@ -230,7 +231,7 @@ def draw_course(course: Sequence[dict[str, Any]], out: Path, *, title: str) -> l
     return [Figure(
         out / "training.png", "Over the epochs of training",
         "Gates and non-locality before the first step, at 0, and at the end of each epoch, on the same few validation "
-        "pictures.",
+        "pictures. The axes show the range that occurs.",
     )]  # fmt: skip
 
 
