@@ -53,6 +53,9 @@ class Quiet(RunRecord):
     def resume(self, learner: Learner) -> tuple[int, EpochSums]:
         return 0, EpochSums()
 
+    def begin(self, *arguments: object, **options: object) -> None:
+        pass
+
     def end_epoch(self, *arguments: object, **options: object) -> None:
         pass
 
