@@ -15,7 +15,7 @@ from comvex.errors import UserError
 def replace_file(file: Path) -> Iterator[Path]:
     """A temporary path to write to; on success it reaches the disk and takes the place of ``file`` in one step."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(file)
     try:
         yield temporary
         with temporary.open("rb") as stream:
@@ -23,6 +23,16 @@ def replace_file(file: Path) -> Iterator[Path]:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Where this process writes what is to take the place of a file or folder."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file or folder is one of ``temporary_beside``, of whatever process."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def write_text(file: Path, text: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from comvex.errors import UserError
+from comvex.files import is_temporary
 
 FORMAT = 1
 """Version of the layout; a folder of another one is refused."""
@@ -65,7 +66,7 @@ def locked(run: Path) -> Iterator[None]:
 
 def is_leftover(path: Path) -> bool:
     """Whether this is what a process that was killed before it began to train may have left in a run folder."""
-    return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(".tmp"))
+    return path.name == LOCK or is_temporary(path)
 
 
 def lock(file: IO[str]) -> None:

@@ -21,7 +21,7 @@ from comvex.convit.analysis import gates, nonlocality
 from comvex.errors import UserError
 from comvex.files import read_table
 from comvex.training.recipe import Architecture, Options, Recipe
-from comvex.training.trainer import train
+from comvex.training.trainer import begin_folder, train
 
 SMALL = Architecture(dim=32, num_local_layers=1, num_nonlocal_layers=1, drop_path=0.1, attention_dropout=0.1)
 QUICK = Recipe(model=SMALL, epochs=2, batch_size=128)
@@ -116,6 +116,15 @@ def test_what_a_killed_beginning_leaves_is_no_other_thing(tmp_path):
     (out / ".recipe.json.4711.tmp").write_text("{")
     train(replace(QUICK, epochs=1), out)
     assert not list(out.rglob(".*.tmp"))
+
+
+def test_what_a_killed_export_leaves_in_a_run_does_not_stop_it_from_going_on(tmp_path):
+    out = tmp_path / "run"
+    begin_folder(QUICK, out, num_steps=4, overwrite=False)
+    (out / "exported" / ".onnx-float32.4711.tmp").mkdir(parents=True)  # or one that is still being written
+    (out / ".metrics.csv.4711.tmp").write_text("epoch")
+    begin_folder(QUICK, out, num_steps=4, overwrite=False)
+    assert [path.name for path in out.rglob(".*.tmp")] == [".onnx-float32.4711.tmp"]
 
 
 def test_overwriting_that_was_cut_short_can_be_repeated(small_run_copy):

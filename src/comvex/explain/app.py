@@ -90,27 +90,25 @@ def build_page(explorer: Explorer, examples: Sequence[tuple[Image.Image, str]], 
         newest: dict[str, Any] = {**asked, "trigger_mode": "always_last"}
 
         def show(visit: Visit, picture: Any, number: Any, half: Any, name: str | None = None) -> tuple[Any, ...]:
-            try:
-                view = explorer.open(picture, name=name)
-            except UserError as error:
-                return refused_html(str(error)), *[gr.skip()] * 4
-            visit.view = view
-            shown = panels(explorer, view, layer_of(number, num_layers), half)
-            return "", canvas_of(view), classes_html(view.seen.predictions), *shown
+            with visit.lock:
+                try:
+                    view = explorer.open(picture, name=name)
+                except UserError as error:
+                    return refused_html(str(error)), *[gr.skip()] * 4
+                visit.view = view
+                shown = panels(explorer, view, layer_of(number, num_layers), half)
+                return "", canvas_of(view), classes_html(view.seen.predictions), *shown
 
         def open_file(visit: Visit, file: str | None, number: Any, half: Any) -> tuple[Any, ...]:
-            with visit.lock:
-                return None, *(show(visit, file, number, half) if file else [gr.skip()] * len(opened))
+            return None, *(show(visit, file, number, half) if file else [gr.skip()] * len(opened))
 
         def open_example(visit: Visit, number: Any, half: Any, event: gr.SelectData) -> tuple[Any, ...]:
             picture, name = examples[event.index]
-            with visit.lock:
-                return show(visit, picture, number, half, name)
+            return show(visit, picture, number, half, name)
 
         def open_first(visit: Visit, number: Any, half: Any) -> tuple[Any, ...]:
             picture, name = examples[0]
-            with visit.lock:
-                return show(visit, picture, number, half, name)
+            return show(visit, picture, number, half, name)
 
         def look(visit: Visit, patch: dict[str, int], number: Any, half: Any) -> tuple[Any, ...]:
             with visit.lock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from comvex.data.loading import evaluation_loader
 from comvex.data.picture_set import PictureSet
 from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
+from comvex.files import temporary_beside
 from comvex.inference.exported import (
     PROGRAM_FILES,
     RUNTIME_PACKAGES,
@@ -412,7 +412,7 @@ def fresh_files(folder: Path) -> Iterator[Path]:
 
     Files of an exported model that are there already go; others stay. Raises ``ValueError`` if it cannot be written.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(folder)
     try:
         temporary.mkdir(parents=True)
         try:

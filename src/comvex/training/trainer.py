@@ -29,7 +29,7 @@ from comvex.data.sources import DataSet, PictureSet, open_data
 from comvex.data.transforms import Preprocessing
 from comvex.device import choose_device
 from comvex.errors import UserError
-from comvex.files import write_text
+from comvex.files import is_temporary, write_text
 from comvex.inference.evaluate import Evaluation, evaluate
 from comvex.inference.task import Task, choose_task
 from comvex.training.build import build_model, build_preprocessing, settle
@@ -321,8 +321,9 @@ def check_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
 
 def begin_folder(recipe: Recipe, out: Path, *, num_steps: int, overwrite: bool) -> None:
     """Write the recipe into the run folder, unless it is there; with ``overwrite`` what is there goes first."""
-    for leftover in out.rglob(".*.tmp"):  # of a process that was killed while writing
-        leftover.unlink()
+    for path in out.rglob("*"):
+        if is_temporary(path) and path.is_file():  # of a process that was killed while writing
+            path.unlink()
     if overwrite:
         # At any instant the rest is an unfinished run: it neither counts as finished nor as something else
         (out / run_folder.SUMMARY).unlink(missing_ok=True)
