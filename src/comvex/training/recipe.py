@@ -74,6 +74,9 @@ class Recipe:
     """Share of the training pictures to use, stratified by class; groups stay whole."""
     val_fraction: float = 0.1
     """Share of the training pictures set aside for validation, unless the data have a val part."""
+    test: bool = True
+    """False leaves the test pictures alone: the summary is of the validation pictures. For trials that choose a recipe,
+    so that the test has chosen nothing."""
     split_seed: int = 0
     """Decides which pictures are kept for training, validation and, where the data leave it open, the test."""
     balance: Literal["none", "loss", "sampling"] = "none"

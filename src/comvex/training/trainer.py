@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ def make_plan(recipe: Recipe, options: Options, device: torch.device, ranks: Ran
     data = open_data(
         recipe.data, split_seed=recipe.split_seed, fraction=recipe.fraction, val_fraction=recipe.val_fraction
     )
+    if not recipe.test:
+        data = replace(data, test=None)
     model = build_model(recipe, data)
     preprocessing = build_preprocessing(model, data)
     return Plan(
