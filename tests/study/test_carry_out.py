@@ -1,6 +1,7 @@
 """Studies of tiny real runs on the digits: stopped, shared, repeated."""
 
 import csv
+import dataclasses
 import json
 import shutil
 import signal
@@ -186,6 +187,8 @@ def test_more_seeds_add_runs_and_another_recipe_is_refused_with_the_difference(u
         carry_out(Study(STUDY.kind, other, (1.0,), (0,)), out)
     with pytest.raises(ValueError, match="study: sample-efficiency -> ablation"):
         carry_out(Study("ablation", RECIPE, (1.0,), (0,)), out)
+    with pytest.raises(ValueError, match=r"has another study \(stretch: 1\.0 -> 0\.5\)"):
+        carry_out(dataclasses.replace(STUDY, stretch=0.5), out)
     with pytest.raises(ValueError, match="holds something else than a study"):
         carry_out(STUDY, out / RUNS)
     with pytest.raises(ValueError, match="a study does not start runs again"):

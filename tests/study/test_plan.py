@@ -11,8 +11,8 @@ FASHION = 54_000
 RECIPE = Recipe(data="fashion-mnist", batch_size=100, epochs=20)
 
 
-def study(kind="sample-efficiency", *, recipe=RECIPE, fractions=None, seeds=(0, 1, 2)):
-    return Study(kind, recipe, fractions or FRACTIONS[kind], seeds)
+def study(kind="sample-efficiency", *, recipe=RECIPE, fractions=None, seeds=(0, 1, 2), stretch=1.0):
+    return Study(kind, recipe, fractions or FRACTIONS[kind], seeds, stretch)
 
 
 def test_the_default_studies_are_the_issue_s_and_few_pictures_come_first():
@@ -65,9 +65,21 @@ def test_steps_are_the_same_at_every_fraction_but_longer_where_the_plateau_is_wa
     assert lengths == {0.01: (10800, 500), 0.05: (10800, 100), 0.1: (10800, 50), 0.3: (5400, None), 1.0: (5400, None)}
 
 
+def test_a_smaller_stretch_gives_few_pictures_fewer_steps():
+    lengths = {run.fraction: run.recipe.epochs for run in study(seeds=(0,), stretch=0.5).runs(FASHION)}
+    assert lengths == {0.01: 400, 0.05: 179, 0.1: 126, 0.3: 37, 1.0: 20}
+    recipe = dataclasses.replace(RECIPE, epochs=None, steps=5400)
+    runs = study(recipe=recipe, seeds=(0,), stretch=0.5).runs(FASHION)
+    # 2 x 5400 x fraction / sqrt(fraction) up to 10 %
+    assert {run.fraction: run.recipe.steps for run in runs} == {0.01: 1080, 0.05: 2415, 0.1: 3415, 0.3: 2958, 1.0: 5400}
+    assert {run.fraction: run.recipe.patience for run in runs} == {0.01: 50, 0.05: 23, 0.1: 16, 0.3: None, 1.0: None}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"stretch": 1.5}, r"stretch is 1\.5: it must lie in \[0, 1\]"),
+        ({"recipe": Recipe(test=False)}, "test is False: the figures of a study are those of the test pictures"),
         ({"fractions": (0.1, 1.5)}, r"fractions has 1\.5: each must lie in \(0, 1\]"),
         ({"fractions": (0.1, 0.1)}, r"fractions has 0\.1 twice"),
         ({"seeds": (3, 3)}, "seeds has 3 twice"),

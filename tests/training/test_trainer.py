@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 import comvex
 from comvex.convit import ConViTWithLinearClassifier
 from comvex.convit.analysis import gates, nonlocality
+from comvex.data.sources import open_data
 from comvex.errors import UserError
 from comvex.files import read_table
+from comvex.training import trainer
 from comvex.training.recipe import Architecture, Options, Recipe
 from comvex.training.trainer import begin_folder, train
 
@@ -212,6 +214,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state_before_it(t
     assert int(last.name[5:]) == told["step"] - 1
     assert str(caught.value).endswith(f"the checkpoint of step {told['step'] - 1} is kept.")
     same_files(failure, last, "model.safetensors", "optimizer.safetensors")
+
+
+def test_a_trial_never_opens_a_test_picture(tmp_path, monkeypatch):
+    class Untouchable:
+        def __getattribute__(self, name):
+            raise AssertionError(f"{name} of the test pictures was asked for")
+
+    def guarded(*arguments, **options):
+        return replace(open_data(*arguments, **options), test=Untouchable())
+
+    monkeypatch.setattr(trainer, "open_data", guarded)
+    summary = train(replace(QUICK, epochs=1, test=False), tmp_path / "run")
+    assert (summary["evaluated_on"], summary["num_pictures"]) == ("val", 142)
+    with pytest.raises((AssertionError, TypeError)):  # the guard is one
+        train(replace(QUICK, epochs=1), tmp_path / "other")
 
 
 def test_patience_ends_a_run_that_no_longer_improves(tmp_path):

@@ -81,8 +81,7 @@ def begin(study: Study, out: Path) -> tuple[Study, int]:
     known = study
     if file.exists():
         stored = read_study(file)
-        before, now = ({"study": values["study"], **values["recipe"]} for values in (stored, study.to_dict()))
-        found = differences(before, now)
+        found = differences(settings(stored), settings(study.to_dict()))
         if found:
             raise UserError(f"The folder {out} has another study ({'; '.join(found)}): choose another --out.")
         known = dataclasses.replace(
@@ -96,6 +95,12 @@ def begin(study: Study, out: Path) -> tuple[Study, int]:
     content = {"format": FORMAT, "comvex": comvex.__version__, **known.to_dict(), "num_pictures": num_pictures}
     write_text(file, json.dumps(content, indent=2) + "\n")
     return known, num_pictures
+
+
+def settings(study: dict[str, Any]) -> dict[str, Any]:
+    """What all runs of a study have in common, of its plain values; fractions and seeds may be added to."""
+    own = {name: value for name, value in study.items() if name in ("study", "stretch")}
+    return own | study["recipe"]
 
 
 def read_study(file: Path) -> dict[str, Any]:

@@ -77,8 +77,13 @@ class Study:
     """For all runs alike; the study sets fraction, seeds and the switches of the architecture."""
     fractions: tuple[float, ...]
     seeds: tuple[int, ...]
+    stretch: float = 1.0
+    """Epochs of a fraction are multiplied by (1 / fraction) to this power: 1, as in the paper, gives every fraction as
+    many steps; less saves time where few pictures are learnt sooner."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.stretch <= 1:
+            raise UserError(f"stretch is {self.stretch:g}: it must lie in [0, 1].")
         if not self.fractions or not self.seeds:
             raise UserError("A study without fractions or without seeds has no runs: give at least one of each.")
         for fraction in self.fractions:
@@ -101,6 +106,8 @@ class Study:
                 raise UserError(
                     f"model.{name} is {getattr(self.recipe.model, name)}: a study sets it for each architecture itself."
                 )
+        if not self.recipe.test:
+            raise UserError("test is False: the figures of a study are those of the test pictures.")
         if self.recipe.weights is not None:
             raise UserError(f"weights is {self.recipe.weights}: the runs of a study start from scratch.")
 
@@ -123,9 +130,9 @@ class Study:
         ]
 
     def run_recipe(self, architecture: str, fraction: float, seed: int, num_pictures: int) -> Recipe:
-        """The recipe of one run: of a fraction the epochs are multiplied by 1 / fraction, as in the paper."""
+        """The recipe of one run: with fewer pictures it takes more epochs, as ``stretch`` says."""
         changes: dict[str, Any] = {"fraction": fraction, "seed": seed, "split_seed": seed}
-        changes |= length(self.recipe, fraction, num_pictures)
+        changes |= length(self.recipe, fraction, num_pictures, stretch=self.stretch)
         model = dataclasses.replace(self.recipe.model, **VARIANTS[self.kind][architecture])
         return dataclasses.replace(self.recipe, model=model, **changes)
 
@@ -136,15 +143,17 @@ class Study:
             "recipe": self.recipe.to_dict(),
             "fractions": list(self.fractions),
             "seeds": list(self.seeds),
+            "stretch": self.stretch,
         }
 
 
-def length(recipe: Recipe, fraction: float, num_pictures: int) -> dict[str, int | None]:
+def length(recipe: Recipe, fraction: float, num_pictures: int, *, stretch: float) -> dict[str, int | None]:
     """Epochs (or steps, if the recipe counts those) and patience of a run with a share of the pictures.
 
     With more than ``PLATEAU_FRACTION`` of the pictures the recipe's own length and patience hold. Up to that the run
     ends at its plateau: after ``patience`` epochs without a better one, or after ``LONGEST`` times its length, by when
-    the learning rate has come to its end. Epochs and patience are meant for all pictures, and scaled by 1 / fraction.
+    the learning rate has come to its end. Epochs and patience are meant for all pictures, and multiplied by
+    (1 / fraction) to the power ``stretch``; an epoch has as many steps as there are pictures.
     """
     epochs = recipe.num_epochs(num_pictures)
     if recipe.steps is not None:
@@ -154,7 +163,8 @@ def length(recipe: Recipe, fraction: float, num_pictures: int) -> dict[str, int 
     if patience is None and to_plateau:
         patience = math.ceil(epochs / PATIENCE)
     longer = LONGEST if to_plateau else 1
-    scaled = {"patience": None if patience is None else math.ceil(patience / fraction)}
+    more_epochs = fraction**-stretch
+    scaled = {"patience": None if patience is None else math.ceil(patience * more_epochs)}
     if recipe.steps is not None:
-        return {"steps": longer * recipe.steps, **scaled}
-    return {"epochs": round(longer * epochs / fraction), **scaled}
+        return {"steps": max(1, round(longer * recipe.steps * fraction * more_epochs)), **scaled}
+    return {"epochs": round(longer * epochs * more_epochs), **scaled}

@@ -163,7 +163,7 @@ def method_lines(study: Study, results: Sequence[Result]) -> list[str]:
     if plateau:
         early = sum(result.ended_early for result in plateau)
         patience = (
-            f"{study.recipe.patience} / fraction epochs"
+            f"{study.recipe.patience} epochs of all pictures (times what epochs are multiplied by)"
             if study.recipe.patience is not None
             else f"1 / {PATIENCE} of the recipe's length"
         )
@@ -173,6 +173,8 @@ def method_lines(study: Study, results: Sequence[Result]) -> list[str]:
             f"{len(plateau)} runs {early} ended by patience, {len(plateau) - early} at their last step, with the "
             "learning rate at its lowest."
         )
+    power = "" if study.stretch == 1 else f" to the power {study.stretch:g}"
+    lines.append(f"A fraction's epochs are those of all pictures times (1 / fraction){power}.")
     if study.kind == "sample-efficiency":
         lines.append(
             "The picture factor says how many times more pictures the plain ViT needs for ConViT's accuracy, "
@@ -186,6 +188,8 @@ def command(study: Study) -> str:
     """The command that does the study again."""
     words = ["comvex", "study", study.kind, "--fractions", *(f"{value:g}" for value in study.fractions)]
     words += ["--seeds", *map(str, study.seeds)]
+    if study.stretch != 1:
+        words += ["--stretch", f"{study.stretch:g}"]
     standard = flattened(Recipe().to_dict())
     for name, value in flattened(study.recipe.to_dict()).items():
         if name == "data" or value != standard[name]:

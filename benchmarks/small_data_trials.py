@@ -1,0 +1,143 @@
+"""The trials that chose the small-data recipe: ConViT and the plain ViT of the same code, a run of each per trial.
+
+No trial sees a test picture: each trains on 5,400 of Fashion-MNIST's training pictures (as many as 10 % leave) and is
+judged on 2,700 others of them. Both architectures have the same trials. It can be stopped and repeated, and several
+processes share the trials: finished runs are kept, an unfinished one goes on.
+
+    python benchmarks/small_data_trials.py --out runs/trials
+    python benchmarks/small_data_trials.py --out runs/trials --results docs/results/small-data   # and record them
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from comvex.data.augmentation import Augmentation
+from comvex.files import write_table, write_text
+from comvex.study.carry_out import attempt
+from comvex.study.plan import CONVIT, PLAIN, VARIANTS, PlannedRun
+from comvex.study.results import read_result
+from comvex.training.recipe import Architecture, Options, Recipe
+
+SEED = 1000
+"""None of a study's: other pictures, other initial weights."""
+FRACTION, VAL_FRACTION = 0.135, 1 / 3
+TRIALS: dict[str, dict[str, Any]] = {
+    "start": {},
+    "learning rate 0.002": {"learning_rate": 2e-3},
+    "drop path 0.1": {"model.drop_path": 0.1},
+    "weight decay 0.2": {"weight_decay": 0.2},
+    "no erasing": {"augment.random_erasing": 0.0},
+    "more erasing": {"augment.random_erasing": 0.5},
+    "CutMix": {"cutmix": 1.0},
+    "average of weights": {"ema_decay": 0.998},
+    "no rotation": {"augment.rotation": 0.0},
+}
+"""What each changes of the start, which is the recipe as it was before, in a model of width 64."""
+
+
+def trial_recipe(changes: dict[str, Any], *, shown: int) -> Recipe:
+    """The start, changed, with a length of so many pictures shown."""
+    batch_size = changes.get("batch_size", 64)
+    model = {name.removeprefix("model."): value for name, value in changes.items() if name.startswith("model.")}
+    augment = {name.removeprefix("augment."): value for name, value in changes.items() if name.startswith("augment.")}
+    return Recipe(
+        data="fashion-mnist",
+        fraction=FRACTION,
+        val_fraction=VAL_FRACTION,
+        test=False,
+        split_seed=SEED,
+        seed=SEED,
+        model=Architecture(**({"dim": 64} | model)),
+        augment=Augmentation(**augment),
+        steps=shown // batch_size,
+        **{name: value for name, value in changes.items() if "." not in name},
+    )
+
+
+def planned(name: str, architecture: str, *, shown: int) -> PlannedRun:
+    """The run of a trial with one of the two architectures."""
+    recipe = trial_recipe(TRIALS[name], shown=shown)
+    model = dataclasses.replace(recipe.model, **VARIANTS["sample-efficiency"][architecture])
+    return PlannedRun(architecture, FRACTION, SEED, dataclasses.replace(recipe, model=model))
+
+
+def folder_of(name: str, out: Path) -> Path:
+    return out / name.replace(" ", "-")
+
+
+def rows_of(out: Path, *, shown: int) -> list[dict[str, Any]]:
+    """A line for each finished run; accuracy on the validation pictures, of the epoch that was best there."""
+    rows = []
+    for name, changes in TRIALS.items():
+        for architecture in (CONVIT, PLAIN):
+            result = read_result(planned(name, architecture, shown=shown), folder_of(name, out))
+            if result is not None:
+                rows.append(
+                    {
+                        "trial": name,
+                        "changes": json.dumps(changes),
+                        "architecture": architecture,
+                        "num_pictures": result.num_pictures,
+                        "steps": result.steps,
+                        "val_top1": result.top1,
+                        "seconds": result.seconds,
+                    }
+                )
+    return rows
+
+
+def report_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The table in Markdown, with the difference that each trial made."""
+    found = {(row["trial"], row["architecture"]): row["val_top1"] for row in rows}
+    lines = [
+        "| trial | changes | ConViT, % | to the start | plain ViT, % | to the start |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, changes in TRIALS.items():
+        cells = [name, f"`{json.dumps(changes)}`"]
+        for architecture in (CONVIT, PLAIN):
+            top1, start = found.get((name, architecture)), found.get(("start", architecture))
+            cells.append("-" if top1 is None else f"{top1:.2f}")
+            cells.append("" if top1 is None or start is None else f"{top1 - start:+.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    hours = sum(row["seconds"] for row in rows) / 3600
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    command = shlex.join(["python", *sys.argv])
+    return [*lines, "", f"{hours:.2f} hours of training in all; {machine}. Made by `{command}`."]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/small-data-trials"), help="run folders")
+    parser.add_argument("--results", type=Path, help="folder for trials.csv and trials.md")
+    parser.add_argument("--only", nargs="+", choices=list(TRIALS), default=list(TRIALS), help="these trials, in order")
+    parser.add_argument("--shown", type=int, default=100_000, help="pictures that a run shows, with repeats")
+    parser.add_argument("--threads", type=int, help="CPU threads of this process; 1 with several processes")
+    options = parser.parse_args()
+
+    for name in options.only:
+        for architecture in (CONVIT, PLAIN):
+            run, out = planned(name, architecture, shown=options.shown), folder_of(name, options.out)
+            if read_result(run, out) is None:
+                attempt(
+                    run, out, Options(threads=options.threads), announce=lambda name=name, run=run: print(name, run)
+                )
+    rows = rows_of(options.out, shown=options.shown)
+    print("\n".join(report_lines(rows)))
+    if options.results is not None and rows:
+        write_table(options.results / "trials.csv", rows)
+        write_text(options.results / "trials.md", "\n".join(report_lines(rows)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
