@@ -88,3 +88,23 @@ def test_a_config_from_before_the_switches_is_the_papers_model():
 def test_a_switch_that_is_no_truth_value_is_named(switch):
     with pytest.raises(ValueError, match=f"{switch} is 1: it must be True or False"):
         ConViTConfig(heads=4, **{switch: 1})
+
+
+def test_the_start_of_every_matrix_of_the_layers_has_the_deviation_asked_for():
+    for init_std in (0.02, 0.1):
+        network = ConViTWithLinearClassifier(
+            ConViTConfig.ConViT_Ti(dim=144, heads=9, num_local_layers=1, num_nonlocal_layers=1, init_std=init_std)
+        )
+        for name, weight in network.named_parameters():
+            if (
+                weight.ndim == 2
+                and name.startswith("blocks")
+                and not name.endswith(("attn.v.weight", "pos_proj.weight"))
+            ):
+                assert weight.std().item() == pytest.approx(init_std, rel=0.05), name
+        assert torch.equal(network.blocks[0].attn.v.weight, torch.eye(144))
+        assert network.head.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    random = GatedPositionalSelfAttention(144, heads=9, convolutional_init=False, init_std=0.1)
+    assert random.v.weight.std().item() == pytest.approx(0.1, rel=0.05)
+    with pytest.raises(ValueError, match=r"init_std is 0: it must be a positive number"):
+        ConViTConfig(heads=4, init_std=0)

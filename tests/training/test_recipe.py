@@ -57,7 +57,9 @@ def test_the_model_follows_the_data_unless_told_otherwise():
     config = build_config(Architecture(), digits)
     assert (config.image_size, config.image_channel, config.num_classes) == (8, 1, 10)
     assert (config.pre_norm, config.position_embedding, config.ff_dim) == (True, True, 4 * config.dim)
+    assert config.init_std == config.dim**-0.5
     config = build_config(Architecture(preset="ConViT_S", image_size=64), digits)
+    assert config.init_std == 0.02
     assert (config.dim, config.heads, config.patch_size, config.image_channel) == (432, 9, 16, 1)
     preprocessing = build_preprocessing(
         ConViTWithLinearClassifier(build_config(Architecture(channels=3), digits)), digits

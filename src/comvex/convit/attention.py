@@ -15,9 +15,9 @@ from comvex.convit.positional import PositionalProjection
 from comvex.errors import UserError
 
 
-def init_linear(linear: nn.Linear) -> None:
-    """Truncated normal with standard deviation 0.02, bias zero: the paper's (DeiT's) start of every Linear."""
-    nn.init.trunc_normal_(linear.weight, std=0.02)
+def init_linear(linear: nn.Linear, *, std: float = 0.02) -> None:
+    """Truncated normal, bias zero; with a standard deviation of 0.02 the paper's (DeiT's) start of every Linear."""
+    nn.init.trunc_normal_(linear.weight, std=std)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
 
@@ -62,8 +62,8 @@ class GatedPositionalSelfAttention(nn.Module):
 
     Three switches make the rows of the paper's ablation (Table 3); none of them changes the names of the weights.
     Without ``train_gates`` the gating parameters are 0 for good (s = 0.5: content and position have equal parts).
-    Without ``convolutional_init`` positional weights and value matrix start truncated normal, standard deviation 0.02,
-    as all others. With ``freeze_positional`` no weight of the module is trained. What is frozen has no gradient, so
+    Without ``convolutional_init`` positional weights and value matrix start truncated normal, the former with standard
+    deviation 0.02, the latter with ``init_std``, as all other matrices. With ``freeze_positional`` no weight of the module is trained. What is frozen has no gradient, so
     that optimisers and DDP leave it alone.
 
     ``attention_dropout`` drops the whole attention map of a head, per picture, as ``nn.Dropout2d`` on the map would.
@@ -84,11 +84,12 @@ class GatedPositionalSelfAttention(nn.Module):
         attention_dropout: float = 0.0,
         train_gates: bool = True,
         convolutional_init: bool = True,
+        init_std: float = 0.02,
         freeze_positional: bool = False,
     ) -> None:
         super().__init__()
         check_rate("attention_dropout", attention_dropout)
-        self.train_gates, self.convolutional_init = train_gates, convolutional_init
+        self.train_gates, self.convolutional_init, self.init_std = train_gates, convolutional_init, init_std
         self.dim = dim
         self.heads = resolve_heads(dim, heads=heads, head_dim=head_dim)
         self.head_dim = dim // self.heads
@@ -106,12 +107,12 @@ class GatedPositionalSelfAttention(nn.Module):
 
     def reset_parameters(self) -> None:
         """The start described above."""
-        init_linear(self.qk)
-        init_linear(self.proj)
+        init_linear(self.qk, std=self.init_std)
+        init_linear(self.proj, std=self.init_std)
         if self.convolutional_init:
             nn.init.eye_(self.v.weight)
         else:
-            init_linear(self.v)
+            init_linear(self.v, std=self.init_std)
         nn.init.constant_(self.gating_param, 1.0 if self.train_gates else 0.0)
         self.pos_proj.reset_parameters()
 
@@ -146,11 +147,17 @@ class SelfAttention(nn.Module):
     """
 
     def __init__(
-        self, dim: int, *, heads: int | None = None, head_dim: int | None = None, attention_dropout: float = 0.0
+        self,
+        dim: int,
+        *,
+        heads: int | None = None,
+        head_dim: int | None = None,
+        attention_dropout: float = 0.0,
+        init_std: float = 0.02,
     ) -> None:
         super().__init__()
         check_rate("attention_dropout", attention_dropout)
-        self.dim = dim
+        self.dim, self.init_std = dim, init_std
         self.heads = resolve_heads(dim, heads=heads, head_dim=head_dim)
         self.head_dim = dim // self.heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
@@ -159,8 +166,8 @@ class SelfAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        init_linear(self.qkv)
-        init_linear(self.proj)
+        init_linear(self.qkv, std=self.init_std)
+        init_linear(self.proj, std=self.init_std)
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """x (B, N, dim) -> (B, N, dim)."""

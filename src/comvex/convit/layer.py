@@ -29,14 +29,14 @@ class DropPath(nn.Module):
 class FeedForward(nn.Module):
     """Linear, GELU, Linear with dropout after each: x (B, N, dim) -> (B, N, dim)."""
 
-    def __init__(self, dim: int, ff_dim: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, ff_dim: int, *, dropout: float = 0.0, init_std: float = 0.02) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, ff_dim)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(ff_dim, dim)
         self.dropout = nn.Dropout(dropout)
-        init_linear(self.fc1)
-        init_linear(self.fc2)
+        init_linear(self.fc1, std=init_std)
+        init_linear(self.fc2, std=init_std)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.fc2(self.dropout(self.act(self.fc1(x)))))
@@ -68,6 +68,7 @@ class ConViTLayer(nn.Module):
         use_gpsa: bool = True,
         train_gates: bool = True,
         convolutional_init: bool = True,
+        init_std: float = 0.02,
         freeze_positional: bool = False,
     ) -> None:
         super().__init__()
@@ -86,12 +87,15 @@ class ConViTLayer(nn.Module):
                 attention_dropout=attention_dropout,
                 train_gates=train_gates,
                 convolutional_init=convolutional_init,
+                init_std=init_std,
                 freeze_positional=freeze_positional,
             )
         else:
-            self.attn = SelfAttention(dim, heads=heads, head_dim=head_dim, attention_dropout=attention_dropout)
+            self.attn = SelfAttention(
+                dim, heads=heads, head_dim=head_dim, attention_dropout=attention_dropout, init_std=init_std
+            )
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = FeedForward(dim, ff_dim, dropout=ff_dropout)
+        self.mlp = FeedForward(dim, ff_dim, dropout=ff_dropout, init_std=init_std)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None, key_mask: Tensor | None = None) -> Tensor:

@@ -135,6 +135,7 @@ class ConViTBackbone(nn.Module):
         use_gpsa: bool = True,
         train_gates: bool = True,
         convolutional_init: bool = True,
+        init_std: float = 0.02,
         freeze_positional: bool = False,
         pad_to_patch: bool = False,
     ) -> None:
@@ -162,6 +163,7 @@ class ConViTBackbone(nn.Module):
             use_gpsa=use_gpsa,
             train_gates=train_gates,
             convolutional_init=convolutional_init,
+            init_std=init_std,
             freeze_positional=freeze_positional,
             pad_to_patch=pad_to_patch,
         )
@@ -188,6 +190,7 @@ class ConViTBackbone(nn.Module):
                 use_gpsa=use_gpsa and index < num_local_layers,
                 train_gates=train_gates,
                 convolutional_init=convolutional_init,
+                init_std=init_std,
                 freeze_positional=freeze_positional,
             )
             for index in range(depth)

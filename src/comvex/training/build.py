@@ -53,6 +53,7 @@ def build_config(architecture: Architecture, data: DataSet) -> ConViTConfig:
         "heads": next(heads for heads in (data.heads, 4, 1) if dim % heads == 0),
         "num_local_layers": 5,
         "num_nonlocal_layers": 1,
+        "init_std": dim**-0.5,
     }
     return ConViTConfig.from_preset("ConViT_Ti", **(small | given))
 
