@@ -10,7 +10,14 @@ from timm.models.vision_transformer import VisionTransformer
 from comvex.bench.flop import count_flop
 from comvex.bench.models import build, make_batch
 from comvex.bench.plan import Form, make_plan, preset_configs
-from comvex.bench.steps import Job, difference_to_eager, export, make_step
+from comvex.bench.steps import (
+    LARGEST_DIFFERENCE,
+    Job,
+    calibration_batches,
+    difference_to_eager,
+    export,
+    make_step,
+)
 from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
 from comvex.convit.config import PRESETS
 from comvex.errors import UserError
@@ -155,6 +162,38 @@ def test_an_exported_file_computes_what_eager_does(contestant, runtime, tmp_path
     assert 0 < difference_to_eager(job, make_step(job)) < 1e-5  # a different order of sums, no more
 
 
+def test_a_quantised_file_is_near_eager_by_its_own_measure_and_both_int8_share_it(tmp_path):
+    pytest.importorskip("nncf")
+    config = tiny(num_local_layers=1)
+    [scene] = plan_of(config).scenes
+    forms = [Form("convit", "openvino", precision) for precision in ("float32", "int8", "int8_bfloat16")]
+    files = [export(scene, form, tmp_path) for form in forms]
+    assert files[0] != files[1] == files[2]
+    assert files[1].with_suffix(".bin").stat().st_size < files[0].with_suffix(".bin").stat().st_size / 2
+    for form in forms[1:]:
+        job = job_of(form, config, file=str(files[1]))
+        assert 1e-3 < difference_to_eager(job, make_step(job)) < LARGEST_DIFFERENCE["int8"]
+
+
+@pytest.mark.parametrize("contestant", CLASSES)
+@pytest.mark.parametrize("image_size", [64, 224])
+def test_a_model_that_does_not_look_at_its_pictures_is_further_off_than_int8_may_be(contestant, image_size):
+    config = ConViTConfig.ConViT_Ti(image_size=image_size)
+    with torch.inference_mode():
+        logits = build(contestant, config).eval()(make_batch(config, 4)[0])
+    blind = logits.mean(dim=0)  # the best of answers that are the same for all
+    assert (logits - blind).norm() / logits.norm() > 1.5 * LARGEST_DIFFERENCE["int8"]
+
+
+def test_calibration_pictures_are_whole_batches_and_not_those_that_are_timed():
+    [scene] = plan_of(tiny()).scenes
+    batches = [torch.from_numpy(batch) for batch in calibration_batches(scene)]
+    assert [len(batch) for batch in batches] == [2] * 8
+    timed, _ = make_batch(scene.config, 2)
+    assert not any(torch.equal(picture, other) for other in timed for batch in batches for picture in batch)
+    assert timed.std() == pytest.approx(1, abs=0.5)
+
+
 def test_logits_that_are_not_eagers_are_not_timed():
     job = job_of(Form("convit", "eager", "float32"), tiny())
     right = make_step(job)()
@@ -185,6 +224,17 @@ def test_what_cannot_be_measured_is_said(monkeypatch):
     both = plan_of(tiny(), modes=("inference",), runtimes=("onnxruntime",), precisions=("float32", "bfloat16"))
     assert len(both.forms["inference"]) == 3
     assert both.left_out == ["bfloat16 in ONNX Runtime, which has no such kernels for CPUs"]
+    for runtime, name in (("eager", "eager"), ("onnxruntime", "ONNX Runtime")):
+        with pytest.raises(UserError, match=f"no int8 in {name}: only OpenVINO's models are quantised here"):
+            plan_of(tiny(), runtimes=(runtime,), precisions=("int8",))
+    with pytest.raises(UserError, match="training in OpenVINO, which only infers"):
+        plan_of(tiny(), modes=("training",), runtimes=("openvino",), precisions=("int8_bfloat16",))
+    assert len(plan_of(tiny(), runtimes=("openvino",), precisions=("int8", "int8_bfloat16")).forms["inference"]) == 6
+    with pytest.raises(UserError, match="precision is 'int4': it must be one of"):
+        plan_of(tiny(), precisions=("int4",))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "nncf" else object())
+    with pytest.raises(UserError, match=r"package nncf is not installed: pip install 'comvex\[export\]'"):
+        plan_of(tiny(), runtimes=("openvino",), precisions=("int8",))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'comvex\[runtimes\]'"):
+    with pytest.raises(UserError, match=r"runtime is 'openvino', but .* pip install 'comvex\[export\]'"):
         plan_of(tiny(), runtimes=("openvino",))

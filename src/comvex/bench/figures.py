@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from comvex.bench.names import EXPORTED
 from comvex.bench.plan import Form, Scene
 
 
@@ -40,7 +41,7 @@ class Measured:
     gemm_peak: float
     """FLOP/s of the machine just before the rounds."""
     peak_memory: float | None
-    """Bytes; None if it ran out of memory."""
+    """Bytes, see ``peak_memory``; None if it ran out of memory."""
     difference: float | None
     """To eager float32, of inference; see ``steps.difference_to_eager``."""
     seconds: list[float] = field(default_factory=list)
@@ -67,6 +68,7 @@ class Measured:
             "gflops": rate / 1e9,
             "share_of_gemm_peak": rate / self.gemm_peak,
             "peak_memory_mb": self.peak_memory / 1e6,
+            "memory_of": "process" if self.form.runtime in EXPORTED else "tensors",
             "difference_to_eager": self.difference,
             "rounds": len(per_picture),
         }

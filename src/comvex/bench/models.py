@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models.convit import ConVit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
 from comvex.randomness import seeded
 
 SEED = 0
+NOISE_SIDES = (1, 4, 16)
+"""Independent values along a side of a made picture: its coarse, middling and fine parts, of equal size."""
 
 
 def build(contestant: Contestant, config: ConViTConfig) -> nn.Module:
@@ -64,9 +67,16 @@ def timm_convit(config: ConViTConfig) -> ConVit:
     return model
 
 
-def make_batch(config: ConViTConfig, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Pictures (B, C, height, width) of normal noise and labels (B,), the same for all contestants."""
-    with seeded(SEED):
+def make_batch(config: ConViTConfig, batch_size: int, *, seed: int = SEED) -> tuple[Tensor, Tensor]:
+    """Pictures (B, C, height, width) of noise and labels (B,), the same for all contestants.
+
+    The noise is coarse, middling and fine at once. Of fine noise alone all pictures have nearly the same logits, from
+    which a model that does not look at its pictures would hardly differ.
+    """
+    with seeded(seed):
         assert isinstance(config.image_size, int)
-        pictures = torch.randn(batch_size, config.image_channel, config.image_size, config.image_size)
+        pictures = torch.zeros(batch_size, config.image_channel, config.image_size, config.image_size)
+        for side in NOISE_SIDES:
+            noise = torch.randn(*pictures.shape[:2], side, side)
+            pictures += F.interpolate(noise, size=pictures.shape[2:], mode="bilinear") / len(NOISE_SIDES) ** 0.5
         return pictures, torch.randint(config.num_classes, (batch_size,))

@@ -1,4 +1,8 @@
-"""Peak memory of a form, measured in a process of its own: ``python -m comvex.bench.peak_memory``, a job on stdin."""
+"""Peak memory of a form, measured in a process of its own: ``python -m comvex.bench.peak_memory``, a job on stdin.
+
+Where PyTorch computes it is the memory of tensors, from its allocator: the same in each run. A runtime that runs a file
+has no such account, so that for it the process's resident memory is taken, which scatters by some percent.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +11,74 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comvex.errors import UserError
 
 if TYPE_CHECKING:
-    from comvex.bench.steps import Job
+    from comvex.bench.steps import Job, Step
 
 STEPS = 3
-REFUSALS = ("DefaultCPUAllocator", "CUDA out of memory", "bad_alloc", "bad allocation")
-"""What the messages of a failed allocation have in them: PyTorch's on the CPU and on CUDA, and those of C++."""
+"""The last is measured: by then weights are laid out, the optimiser has its state, and a compiler has compiled."""
+REFUSALS = ("DefaultCPUAllocator", "CUDA out of memory", "bad_alloc", "bad allocation", "MemoryError")
+"""What the messages of a failed allocation have in them: PyTorch's on the CPU and on CUDA, those of C++ and Python."""
 WITHOUT_REFUSAL = (-signal.SIGKILL, 137)
 """How a process ends that the system, or a container, ended for its memory."""
+MEASURED_STEP = "comvex: the step whose memory is measured"
 
 
-def peak_memory(job: Job) -> float | None:
-    """Bytes that a form needs beyond what its libraries take once imported; None if it runs out of memory.
+def peak_memory(job: Job, *, limit: int | None = None) -> float | None:
+    """Bytes that a form holds at most; None if it runs out of memory.
 
-    On a GPU it is the peak of PyTorch's allocator. The process may take what the machine has left and no more, so that
-    whatever runs out ends itself and nothing else.
+    With PyTorch all tensors there are at the same time during a step: weights, pictures, activations, gradients,
+    optimiser. With other runtimes what the process needs beyond what its libraries take once imported. The process may
+    take what the machine has left and no more, or ``limit`` bytes with its libraries if that is less, so that whatever
+    runs out ends itself and nothing else.
     """
     command = [sys.executable, "-m", "comvex.bench.peak_memory"]
-    done = subprocess.run(command, input=json.dumps(job.to_dict()), capture_output=True, text=True)
+    given = json.dumps({"job": job.to_dict(), "limit": limit})
+    done = subprocess.run(command, input=given, capture_output=True, text=True)
     if done.returncode in WITHOUT_REFUSAL:
         return None
     if done.returncode:
+        if any(refusal in done.stderr for refusal in REFUSALS):
+            return None  # refused where nothing can catch it, as in a thread of a library
         raise UserError(f"{job.form} cannot be run in a process of its own: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])["bytes"]
+
+
+def peak_of_tensors(make: Callable[[], Step], *, steps: int = STEPS) -> int:
+    """Bytes of all tensors in the CPU's memory at the peak of the last of some steps, of what ``make`` makes.
+
+    Every allocation and release of PyTorch's allocator is followed from before ``make``. What a library takes for
+    itself during a product is not in it.
+    """
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step = make()
+        for _ in range(steps - 1):
+            step()
+        with record_function(MEASURED_STEP):
+            step()
+    del step
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(file))
+        events = json.loads(file.read_text())["traceEvents"]
+    [measured] = [event for event in events if event.get("name") == MEASURED_STEP and event["ph"] == "X"]
+    begin, end = measured["ts"], measured["ts"] + measured["dur"]
+    now = peak = 0
+    changes = [(event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]"]
+    for time, change in sorted(changes, key=lambda change: change[0]):
+        if time > end:
+            break
+        peak = max(peak, now) if time >= begin else 0
+        now += change
+    return max(peak, now)
 
 
 def resident(field: str) -> int:
@@ -53,15 +97,19 @@ def resident(field: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def limit_memory() -> None:
-    """Let this process allocate what the machine has left, so that running out is an error here and not elsewhere."""
+def limit_memory(limit: int | None) -> None:
+    """Let this process allocate what the machine has left, so that running out is an error here and not elsewhere.
+
+    ``limit`` are the bytes that it may have in all, if that is less. What counts is memory that is asked for, used or
+    not, as the system's limit on data (RLIMIT_DATA) has it.
+    """
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return
     import resource
 
     [line] = [line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")]
-    available = int(line.split()[1]) * 1024
+    available = min(int(line.split()[1]) * 1024, sys.maxsize if limit is None else limit)
     resource.setrlimit(resource.RLIMIT_DATA, (available, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
@@ -78,8 +126,12 @@ def measure(job: Job) -> float | None:
     cuda = job.device.startswith("cuda")
     before = resident("VmRSS")
     try:
+        if job.form.runtime not in EXPORTED and not cuda:
+            return peak_of_tensors(lambda: make_step(job))
         step = make_step(job)
-        for _ in range(STEPS):
+        for number in range(STEPS):
+            if cuda and number == STEPS - 1:
+                torch.cuda.reset_peak_memory_stats()
             step()
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or any(refusal in str(error) for refusal in REFUSALS):
@@ -92,8 +144,8 @@ def main() -> None:
     from comvex.bench.steps import Job
 
     values: dict[str, Any] = json.load(sys.stdin)
-    limit_memory()
-    print(json.dumps({"bytes": measure(Job.from_dict(values))}))
+    limit_memory(values["limit"])
+    print(json.dumps({"bytes": measure(Job.from_dict(values["job"]))}))
 
 
 if __name__ == "__main__":

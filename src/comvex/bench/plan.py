@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from comvex.bench.names import CONTESTANT_NAMES, EXPORTED, RUNTIME_NAMES, Contestant, Mode, Precision, Rival, Runtime
+from comvex.bench.names import (
+    CONTESTANT_NAMES,
+    EXPORTED,
+    QUANTISED,
+    RUNTIME_NAMES,
+    Contestant,
+    Mode,
+    Precision,
+    Rival,
+    Runtime,
+)
 from comvex.convit.config import ConViTConfig, check_integer
 from comvex.errors import UserError
 
@@ -56,6 +65,7 @@ class Plan:
     scenes: tuple[Scene, ...]
     forms: dict[Mode, list[Form]]
     runtimes: tuple[Runtime, ...]
+    precisions: tuple[Precision, ...]
     left_out: list[str]
     """The combinations asked for that do not exist, each in words."""
 
@@ -71,7 +81,7 @@ def make_plan(
 ) -> Plan:
     """All combinations of what is given: ``config_of`` names a size of the model, with its configs at picture sizes.
 
-    Raises ``ValueError`` for a list without values, a runtime that is not installed, and if no combination exists.
+    Raises ``ValueError`` for a list without values, what is not known or not installed, and if no combination exists.
     """
     check_integer("batch_size", batch_size, at_least=1)
     given = {"preset": config_of, "mode": modes, "runtime": runtimes, "precision": precisions}
@@ -79,13 +89,17 @@ def make_plan(
         if not values:
             raise UserError(f"{name} is empty: at least one value is needed.")
     for runtime in runtimes:
-        check_installed(runtime)
+        check_known("runtime", runtime, Runtime)
+        check_installed(packages_of([runtime]), what=f"runtime is {runtime!r}")
+    for precision in precisions:
+        check_known("precision", precision, Precision)
     contestants: list[Contestant] = ["convit", *against]
     forms: dict[Mode, list[Form]] = {mode: [] for mode in modes}
     reasons = {}
     for mode, runtime, precision in itertools.product(modes, runtimes, precisions):
         reason = why_impossible(mode, runtime, precision)
         if reason is None:
+            check_installed(packages_of([runtime], [precision]), what=f"precision is {precision!r}")
             forms[mode] += [Form(contestant, runtime, precision) for contestant in contestants]
         else:
             reasons[reason] = None
@@ -98,7 +112,7 @@ def make_plan(
     ]
     if not scenes:
         raise UserError(f"Nothing is left to measure: there is no {'; no '.join(reasons)}.")
-    return Plan(tuple(scenes), forms, tuple(runtimes), list(reasons))
+    return Plan(tuple(scenes), forms, tuple(runtimes), tuple(precisions), list(reasons))
 
 
 def preset_configs(presets: Sequence[str], sizes: Sequence[int]) -> dict[str, list[ConViTConfig]]:
@@ -112,21 +126,25 @@ def why_impossible(mode: Mode, runtime: Runtime, precision: Precision) -> str | 
         return f"training in {RUNTIME_NAMES[runtime]}, which only infers"
     if runtime == "onnxruntime" and precision == "bfloat16":
         return "bfloat16 in ONNX Runtime, which has no such kernels for CPUs"
+    if runtime != "openvino" and precision in QUANTISED:
+        return f"{precision} in {RUNTIME_NAMES[runtime]}: only OpenVINO's models are quantised here"
     return None
 
 
-def check_installed(runtime: Runtime) -> None:
-    if runtime not in get_args(Runtime):
-        raise UserError(f"runtime is {runtime!r}: it must be one of {', '.join(get_args(Runtime))}.")
-    for package in PACKAGES.get(runtime, ()):
+def packages_of(runtimes: Iterable[Runtime], precisions: Iterable[Precision] = ()) -> list[str]:
+    """Packages beyond PyTorch and timm that these runtimes and precisions need."""
+    needed = [package for runtime in runtimes for package in PACKAGES.get(runtime, ())]
+    return needed + ["nncf"] * any(precision in QUANTISED for precision in precisions)
+
+
+def check_known(name: str, value: str, allowed: object) -> None:
+    if value not in get_args(allowed):
+        raise UserError(f"{name} is {value!r}: it must be one of {', '.join(get_args(allowed))}.")
+
+
+def check_installed(packages: Iterable[str], *, what: str) -> None:
+    for package in packages:
         if importlib.util.find_spec(package) is None:
             raise UserError(
-                f"runtime is {runtime!r}, but the package {package} is not installed: "
-                "pip install 'comvex[runtimes]' brings it."
+                f"{what}, but the package {package} is not installed: pip install 'comvex[export]' brings it."
             )
-
-
-def versions(runtimes: Sequence[Runtime]) -> dict[str, str]:
-    """Version of every package that the measurement rests on."""
-    packages = ["torch", "timm", *(package for runtime in runtimes for package in PACKAGES.get(runtime, ()))]
-    return {package: importlib.metadata.version(package) for package in dict.fromkeys(packages)}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from comvex.bench.machine import describe_in_words
 from comvex.bench.names import CONTESTANT_NAMES, RUNTIME_NAMES
 from comvex.errors import UserError
 from comvex.files import write_text
@@ -48,10 +49,8 @@ def to_markdown(report: dict[str, Any]) -> str:
 
 def header(report: dict[str, Any]) -> str:
     machine = report["machine"]
-    packages = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [
-        f"{machine['date']}, {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, "
-        f"{machine['device']}, {machine['system']}; {packages}.",
+        describe_in_words(machine),
         "",
         f"`{report['command']}`",
         "",
@@ -98,14 +97,14 @@ def place(row: dict[str, Any]) -> list[object]:
 def row_table(report: dict[str, Any]) -> str:
     names = [
         "model", "px", "batch", "mode", "runtime", "precision", "whose", "ms/picture", "pictures/s", "GFLOP/picture",
-        "share of GEMM peak", "peak memory, MB", "difference to eager float32",
+        "share of GEMM peak", "peak memory, MB", "of", "difference to eager float32",
     ]  # fmt: skip
     rows = []
     for row in report["rows"]:
         cells: list[object] = [*place(row), CONTESTANT_NAMES[row["contestant"]]]
         gflop = f"{row['gflop_per_picture']:.3f}"
         if row["out_of_memory"]:
-            rows.append([*cells, "out of memory", "-", gflop, "-", "-", "-"])
+            rows.append([*cells, "out of memory", "-", gflop, "-", "-", "-", "-"])
             continue
         difference = row["difference_to_eager"]
         rows.append(
@@ -115,7 +114,8 @@ def row_table(report: dict[str, Any]) -> str:
                 f"{row['pictures_per_second']:.1f}",
                 gflop,
                 f"{row['share_of_gemm_peak']:.3f}",
-                f"{row['peak_memory_mb']:.0f}",
+                f"{row['peak_memory_mb']:.1f}",
+                row["memory_of"],
                 "-" if difference is None else f"{difference:.0e}",
             ]
         )

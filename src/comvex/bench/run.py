@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,9 +15,10 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from comvex.bench.figures import Measured, growth, ratios
 from comvex.bench.flop import count_flop
 from comvex.bench.gemm import SIDES, gemm_peak, wait
+from comvex.bench.machine import describe_machine
 from comvex.bench.names import EXPORTED
 from comvex.bench.peak_memory import peak_memory
-from comvex.bench.plan import FEWEST_ROUNDS, Form, Plan, Scene, versions
+from comvex.bench.plan import FEWEST_ROUNDS, Form, Plan, Scene
 from comvex.bench.steps import Job, Step, difference_to_eager, export, make_step
 from comvex.convit.config import check_integer
 from comvex.device import choose_device
@@ -52,6 +51,7 @@ def run_bench(
     on = choose_device(device)
     if on.type not in ("cpu", "cuda") or (on.type != "cpu" and not set(plan.runtimes).isdisjoint(EXPORTED)):
         raise UserError(f"device is {device!r}: it must be cpu or cuda, and cpu for ONNX Runtime and OpenVINO.")
+    machine = describe_machine(threads=threads, device=on, runtimes=plan.runtimes, precisions=plan.precisions)
     torch.set_num_threads(threads)
     try:
         measured = measure_all(plan, rounds=rounds, threads=threads, device=on, gemm_sides=gemm_sides)
@@ -59,16 +59,7 @@ def run_bench(
         torch.set_num_threads(before)
     rows = [found.row() for found in measured]
     return {
-        "machine": {
-            "date": time.strftime("%Y-%m-%d %H:%M"),
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "threads": threads,
-            "device": "cpu" if on.type == "cpu" else torch.cuda.get_device_name(on),
-            "system": platform.platform(terse=True),
-            "versions": {"python": platform.python_version(), **versions(plan.runtimes)},
-            "gemm_peak_gflops": max(row["gemm_peak_gflops"] for row in rows),
-        },
+        "machine": machine | {"gemm_peak_gflops": max(row["gemm_peak_gflops"] for row in rows)},
         "command": command,
         "rounds": rounds,
         "left_out": plan.left_out,
@@ -76,16 +67,6 @@ def run_bench(
         "rows": rows,
         "growth": growth(rows),
     }
-
-
-def processor() -> str:
-    """Name of the processor, as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def measure_all(
