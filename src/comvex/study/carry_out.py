@@ -84,10 +84,11 @@ def begin(study: Study, out: Path) -> tuple[Study, int]:
         found = differences(settings(stored), settings(study.to_dict()))
         if found:
             raise UserError(f"The folder {out} has another study ({'; '.join(found)}): choose another --out.")
+        before = Study.from_dict(stored)
         known = dataclasses.replace(
             study,
-            fractions=tuple(sorted({*stored["fractions"], *study.fractions})),
-            seeds=tuple(sorted({*stored["seeds"], *study.seeds})),
+            fractions=tuple(sorted({*before.fractions, *study.fractions})),
+            seeds=tuple(sorted({*before.seeds, *study.seeds})),
         )
         num_pictures = stored["num_pictures"]
     else:

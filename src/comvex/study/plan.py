@@ -146,6 +146,17 @@ class Study:
             "stretch": self.stretch,
         }
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Study:
+        """The inverse of ``to_dict``; what else is there is passed over."""
+        return cls(
+            values["study"],
+            Recipe.from_dict(values["recipe"]),
+            tuple(values["fractions"]),
+            tuple(values["seeds"]),
+            values["stretch"],
+        )
+
 
 def length(recipe: Recipe, fraction: float, num_pictures: int, *, stretch: float) -> dict[str, int | None]:
     """Epochs (or steps, if the recipe counts those) and patience of a run with a share of the pictures.

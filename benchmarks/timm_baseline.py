@@ -1,0 +1,144 @@
+"""timm's VisionTransformer on the splits of a study: does a plain ViT written by others land where the baseline does?
+
+It has the baseline's width, depth, heads and patches, and takes the recipe of the study's plain run of each fraction
+and seed: pictures, order, augmentation, length, patience. What is timm's own: the class token goes through all layers,
+queries, keys and values have biases, and the start is Xavier's (weight_init="jax"). It can be stopped and repeated:
+finished runs are kept.
+
+    python benchmarks/timm_baseline.py docs/results/sample-efficiency --fractions 0.1 --out docs/results/timm-baseline
+"""
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from comvex.convit import ConViTConfig
+from comvex.files import write_text
+from comvex.study.carry_out import STUDY, read_study
+from comvex.study.plan import PLAIN, PlannedRun, Study
+from comvex.study.results import read_result
+from comvex.training.best_epoch import best_epoch
+from comvex.training.ranks import Ranks
+from comvex.training.recipe import Options
+from comvex.training.step import Learner
+from comvex.training.trainer import Plan, evaluate_part, make_plan, step_order, training_batches
+
+
+def timm_vit(config: ConViTConfig) -> VisionTransformer:
+    """timm's ViT of the same width, depth, heads and patches, with the config that a ``Learner`` looks at."""
+    model = VisionTransformer(
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        in_chans=config.image_channel,
+        num_classes=config.num_classes,
+        embed_dim=config.dim,
+        depth=config.num_local_layers + config.num_nonlocal_layers,
+        num_heads=config.num_heads,
+        mlp_ratio=config.ff_dim / config.dim,
+        drop_path_rate=config.drop_path,
+        weight_init="jax",
+    )
+    model.config = config  # pyright: ignore[reportArgumentType]
+    return model
+
+
+def trained(run: PlannedRun, *, threads: int | None) -> dict[str, Any]:
+    """Train timm's ViT as the run says; top-1 in percent on the test pictures, of the best epoch in validation."""
+    options = Options(device="cpu", threads=threads)
+    plan = make_plan(run.recipe, options, torch.device("cpu"), Ranks())
+    torch.manual_seed(run.seed)
+    vit: Any = timm_vit(plan.model.config)
+    plan = replace(plan, model=vit)
+    start = time.monotonic()
+    best, history = train_steps(plan, vit)
+    vit.load_state_dict(best)
+    return {
+        "fraction": run.fraction,
+        "seed": run.seed,
+        "num_pictures": len(plan.data.train),
+        "num_parameters": plan.num_parameters,
+        "steps": history[-1]["step"],
+        "top1": evaluate_part(vit, plan, "test").scores.summary()["top1"],
+        "seconds": time.monotonic() - start,
+    }
+
+
+def train_steps(plan: Plan, vit: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The weights of the epoch that was best in validation, and the history of the epochs."""
+    recipe, data = plan.recipe, plan.data
+    learner = Learner(
+        vit, recipe, data=data, task=plan.task, device=plan.device, options=plan.options, ranks=plan.ranks
+    )
+    order = step_order(plan, start=0)
+    best, history = {}, []
+    vit.train()
+    for step, batch in enumerate(training_batches(plan, order), start=1):
+        learner.step(step, [batch], num_pictures=len(batch.labels))
+        if step % order.steps_per_epoch and step != plan.num_steps:
+            continue
+        evaluation = evaluate_part(vit, plan, "val")
+        top1 = evaluation.scores.summary()["top1"]
+        history.append({"step": step, "val_loss": evaluation.loss, "val_top1": top1})
+        chosen = best_epoch(history, criterion="val_top1", num_pictures=len(data.val or ()))
+        if chosen is history[-1]:
+            best = copy.deepcopy(vit.state_dict())
+        print(f"step {step} of {plan.num_steps}: validation top-1 {top1:.2f} %", flush=True)
+        if recipe.patience is not None and len(history) - 1 - history.index(chosen) >= recipe.patience:
+            break
+    return best, history
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="folder of a comvex study sample-efficiency")
+    parser.add_argument("--fractions", type=float, nargs="+", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/timm-baseline"), help="a JSON file per finished run, and a table"
+    )
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+
+    stored = read_study(options.study / STUDY)
+    study = replace(Study.from_dict(stored), fractions=tuple(options.fractions), seeds=tuple(options.seeds))
+    lines = [
+        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}",
+        "",
+        "| fraction | seed | timm's ViT top-1, % | study's plain ViT, % | difference |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+    ]
+    differences = []
+    for run in study.runs(stored["num_pictures"]):
+        if run.architecture != PLAIN:
+            continue
+        file = options.out / f"{run.name}.json"
+        if not file.exists():
+            write_text(file, json.dumps(trained(run, threads=options.threads), indent=2) + "\n")
+        found, ours = json.loads(file.read_text()), read_result(run, options.study)
+        cells = [f"{100 * run.fraction:g} %", str(run.seed), f"{found['top1']:.2f}"]
+        if ours is not None:
+            differences.append(found["top1"] - ours.top1)
+            cells += [f"{ours.top1:.2f}", f"{differences[-1]:+.2f}"]
+        else:
+            cells += ["-", ""]
+        lines.append(f"| {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    if differences:
+        lines += ["", f"Mean difference {statistics.mean(differences):+.2f} points over {len(differences)} runs."]
+    write_text(options.out / "table.md", "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
