@@ -31,23 +31,30 @@ from comvex.training.recipe import Architecture, Options, Recipe
 SEED = 1000
 """None of a study's: other pictures, other initial weights."""
 FRACTION, VAL_FRACTION = 0.135, 1 / 3
+MODEL: dict[str, Any] = {"dim": 72, "heads": 9, "num_local_layers": 4, "num_nonlocal_layers": 2}
+START: dict[str, Any] = {"learning_rate": 2e-3, "batch_size": 64}
 TRIALS: dict[str, dict[str, Any]] = {
     "start": {},
-    "learning rate 0.002": {"learning_rate": 2e-3},
+    "flips alone": {
+        "augment.rotation": 0.0,
+        "augment.zoom": 0.0,
+        "augment.translation": 0.0,
+        "augment.random_erasing": 0.0,
+    },
+    "no rotation, no zoom": {"augment.rotation": 0.0, "augment.zoom": 0.0},
     "drop path 0.1": {"model.drop_path": 0.1},
-    "weight decay 0.2": {"weight_decay": 0.2},
-    "no erasing": {"augment.random_erasing": 0.0},
-    "more erasing": {"augment.random_erasing": 0.5},
+    "learning rate 0.001": {"learning_rate": 1e-3},
     "CutMix": {"cutmix": 1.0},
-    "average of weights": {"ema_decay": 0.998},
-    "no rotation": {"augment.rotation": 0.0},
+    "no erasing": {"augment.random_erasing": 0.0},
+    "4 heads": {"model.heads": 4},
+    "init 0.02": {"model.init_std": 0.02},
 }
-"""What each changes of the start, which is the recipe as it was before, in a model of width 64."""
+"""What each changes of the start."""
 
 
 def trial_recipe(changes: dict[str, Any], *, shown: int) -> Recipe:
     """The start, changed, with a length of so many pictures shown."""
-    batch_size = changes.get("batch_size", 64)
+    settings = START | {name: value for name, value in changes.items() if "." not in name}
     model = {name.removeprefix("model."): value for name, value in changes.items() if name.startswith("model.")}
     augment = {name.removeprefix("augment."): value for name, value in changes.items() if name.startswith("augment.")}
     return Recipe(
@@ -57,10 +64,10 @@ def trial_recipe(changes: dict[str, Any], *, shown: int) -> Recipe:
         test=False,
         split_seed=SEED,
         seed=SEED,
-        model=Architecture(**({"dim": 64} | model)),
+        model=Architecture(**(MODEL | model)),
         augment=Augmentation(**augment),
-        steps=shown // batch_size,
-        **{name: value for name, value in changes.items() if "." not in name},
+        steps=shown // settings["batch_size"],
+        **settings,
     )
 
 
@@ -121,7 +128,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/small-data-trials"), help="run folders")
     parser.add_argument("--results", type=Path, help="folder for trials.csv and trials.md")
     parser.add_argument("--only", nargs="+", choices=list(TRIALS), default=list(TRIALS), help="these trials, in order")
-    parser.add_argument("--shown", type=int, default=100_000, help="pictures that a run shows, with repeats")
+    parser.add_argument("--shown", type=int, default=120_000, help="pictures that a run shows, with repeats")
     parser.add_argument("--threads", type=int, help="CPU threads of this process; 1 with several processes")
     options = parser.parse_args()
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from comvex.data.full_depth import as_values, fit_channels, read_values
-from comvex.data.reading import StoredPicture, printable, read_picture, to_channels
+from comvex.data.reading import ReducibleJpeg, StoredPicture, printable, read_picture, read_reducible, to_channels
 from comvex.data.splits import grouped_share, rarest_label, stratified_share
 from comvex.errors import UserError
 from comvex.preprocessing import IMAGENET_MEAN, IMAGENET_STD
@@ -58,6 +58,13 @@ class PictureSet:
         if self.full_depth:
             return read_values(picture, channels=channels)
         return read_picture(picture, channels=channels)
+
+    def read_reducible(self, index: int, *, channels: int) -> Image.Image | NDArray[np.float32] | ReducibleJpeg:
+        """As ``read``, but of a JPEG file only the header is decoded; that the rest is damaged shows later."""
+        picture = self.pictures[index]
+        if self.full_depth or isinstance(picture, np.ndarray):
+            return self.read(index, channels=channels)
+        return read_reducible(picture, channels=channels)
 
     def name(self, index: int) -> str:
         """What to call a picture in a message: its file, or its number."""
@@ -108,12 +115,6 @@ class DataSet:
     """Side in pixels that a model takes unless told otherwise."""
     patch_size: int
     """Patch that goes with that size."""
-    dim: int = 96
-    """Token width that a small model takes unless told otherwise."""
-    heads: int = 4
-    """Attention heads of such a model; 9 start as a 3 x 3 kernel, 4 as a 2 x 2 one."""
-    learning_rate: float = 1e-3
-    """Peak learning rate that suits such a model."""
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]

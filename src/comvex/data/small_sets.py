@@ -45,9 +45,6 @@ def digits(*, split_seed: int) -> DataSet:
         test=pictures.where(~in_train),
         image_size=8,
         patch_size=2,
-        dim=72,
-        heads=9,
-        learning_rate=2e-3,
         channels=1,
         mean=(0.3053,),
         std=(0.3760,),
@@ -85,8 +82,9 @@ def find_fashion_mnist() -> Path:
         return Path(FashionMNIST(cache, download=True).raw_folder)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"Fashion-MNIST is not on this machine and cannot be downloaded ({error}): install the system package "
-            f"dataset-fashion-mnist, or put its four .gz files into {cache / 'FashionMNIST' / 'raw'}."
+            f"Fashion-MNIST is not on this machine and cannot be downloaded ({' '.join(str(error).split())}): install "
+            "the system package dataset-fashion-mnist, or put the four .gz files of "
+            f"https://github.com/zalandoresearch/fashion-mnist into {cache / 'FashionMNIST' / 'raw'}."
         ) from error
 
 

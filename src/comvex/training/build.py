@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 INITIAL_WEIGHTS = 11
 """Purpose that a seed is derived for."""
 
+SMALL_DIM = 72
+"""Token width of the small model; with 9 heads, whose 3 x 3 kernels learn more from the same pictures than 2 x 2 ones
+(docs/results/small-data)."""
+SMALL_HEADS = (9, 4, 1)
+"""The first of these that divides the width is its number of heads."""
+SMALL_DEPTH = {"num_local_layers": 4, "num_nonlocal_layers": 2}
+SMALL_LEARNING_RATE, LEARNING_RATE = 2e-3, 1e-3
+"""Peak learning rates of the small model, and of presets and given weights."""
+
 
 def build_config(architecture: Architecture, data: DataSet) -> ConViTConfig:
     """The model's configuration: what the recipe says, then the preset or the small model, then what suits the data.
@@ -45,14 +54,13 @@ def build_config(architecture: Architecture, data: DataSet) -> ConViTConfig:
     given["num_classes"] = len(data.classes)
     if architecture.preset is not None:
         return ConViTConfig.from_preset(architecture.preset, **given)
-    dim = architecture.dim if architecture.dim is not None else data.dim
+    dim = architecture.dim if architecture.dim is not None else SMALL_DIM
     small = {
         "image_size": data.image_size,
         "patch_size": data.patch_size,
         "dim": dim,
-        "heads": next(heads for heads in (data.heads, 4, 1) if dim % heads == 0),
-        "num_local_layers": 5,
-        "num_nonlocal_layers": 1,
+        "heads": next(heads for heads in SMALL_HEADS if dim % heads == 0),
+        **SMALL_DEPTH,
         "init_std": dim**-0.5,
     }
     return ConViTConfig.from_preset("ConViT_Ti", **(small | given))
@@ -91,7 +99,8 @@ def settle(recipe: Recipe, data: DataSet) -> Recipe:
             "possible there."
         )
     if recipe.learning_rate is None:
-        recipe = dataclasses.replace(recipe, learning_rate=data.learning_rate)
+        small = recipe.model.preset is None and recipe.weights is None
+        recipe = dataclasses.replace(recipe, learning_rate=SMALL_LEARNING_RATE if small else LEARNING_RATE)
     return recipe
 
 

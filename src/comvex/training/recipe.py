@@ -33,14 +33,14 @@ class Architecture:
     patch_size: int | None = None
     """Patch side in pixels. Default: what suits the data (digits 2, Fashion-MNIST 4, others 8; presets 16)."""
     dim: int | None = None
-    """Token width. Default: 96, digits 72."""
+    """Token width. Default: 72."""
     heads: int | None = None
-    """Attention heads; a square number gives every head a place in the convolution kernel. Default: 4, digits 9, where
+    """Attention heads; a square number gives every head a place in the convolution kernel. Default: 9, where
     that divides the width."""
     num_local_layers: int | None = None
-    """GPSA layers. Default: 5."""
+    """GPSA layers. Default: 4."""
     num_nonlocal_layers: int | None = None
-    """Self-attention layers after them. Default: 1."""
+    """Self-attention layers after them. Default: 2."""
     locality_strength: float | None = None
     """How narrow the positional kernels start. Default: 1."""
     drop_path: float = 0.0
@@ -106,7 +106,8 @@ class Recipe:
     """Strength (alpha) of CutMix, which pastes a piece of another picture of the batch; 0 for none. With both, each
     batch takes one of them at random."""
     learning_rate: float | None = None
-    """Peak learning rate of AdamW; it warms up linearly and falls along a cosine. Default: 0.001, digits 0.002."""
+    """Peak learning rate of AdamW; it warms up linearly and falls along a cosine. Default: 0.002, with a preset
+    or given weights 0.001."""
     base_batch_size: int | None = None
     """Batch size that the learning rate is meant for; another one scales it in proportion. Default: no scaling."""
     layer_decay: float | None = None
