@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from comvex.help import DEFAULT_TOLD
 from comvex.study.plan import FRACTIONS, Study
 from comvex.training.recipe import Options, Recipe
 
@@ -32,7 +33,7 @@ class RunStudy:
     """sample-efficiency: ConViT beside a plain ViT of the same code. ablation: the rows of the paper's Table 3."""
     recipe: Annotated[Recipe, arg(name="")] = field(default_factory=lambda: Recipe(data="fashion-mnist"))
     options: Annotated[Options, arg(name="")] = field(default_factory=Options)
-    out: Path | None = None
+    out: Annotated[Path | None, DEFAULT_TOLD] = None
     """Folder for the report and the runs. Default: studies/STUDY-DATA."""
     fractions: tuple[float, ...] = ()
     """Shares of the training pictures. Default: 0.01 0.05 0.1 0.3 1, ablation 0.1 1."""

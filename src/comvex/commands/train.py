@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from comvex.errors import UserError
+from comvex.help import DEFAULT_TOLD
 from comvex.training.recipe import Options, Recipe
 from comvex.training.recipes import RECIPES
 
@@ -42,7 +43,7 @@ class Train:
     the name shows its values."""
     recipe: Annotated[Recipe, arg(name="")] = field(default_factory=Recipe)
     options: Annotated[Options, arg(name="")] = field(default_factory=Options)
-    out: Path | None = None
+    out: Annotated[Path | None, DEFAULT_TOLD] = None
     """Run folder. Default: runs/DATA-HASH, where the hash stands for the recipe."""
     dry_run: bool = False
     """Train nothing: print the resolved recipe and the parameter groups, and draw augmented pictures and the schedule

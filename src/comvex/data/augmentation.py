@@ -1,9 +1,10 @@
 """The random changes of training pictures, as settings."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from comvex.errors import UserError
+from comvex.help import DEFAULT_TOLD
 
 PROBABILITIES = ("horizontal_flip", "random_erasing")
 
@@ -24,14 +25,14 @@ class Augmentation:
     """Largest change of scale, as a share."""
     shear: float = 0.0
     """Largest shear, in degrees."""
-    horizontal_flip: float | None = None
+    horizontal_flip: Annotated[float | None, DEFAULT_TOLD] = None
     """Probability of a flip. Default: 0.5, or 0 where a mirrored picture means something else (digits)."""
     auto_augment: str = ""
     """RandAugment (Cubuk et al. 2020) in timm's words, such as rand-m9-mstd0.5-inc1; empty for none. For 8-bit
     pictures."""
     color_jitter: float = 0.0
     """Largest change of brightness, contrast and saturation, as a share. Left out where auto_augment is, as in timm."""
-    random_erasing: float | None = None
+    random_erasing: Annotated[float | None, DEFAULT_TOLD] = None
     """Probability that a rectangle of the picture is erased. Default: 0.25, or 0 below 16 pixels a side (digits)."""
     erase_with: Literal["constant", "noise"] = "constant"
     """What an erased rectangle is filled with: the mean, or noise in every pixel."""

@@ -6,10 +6,11 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from comvex.data.augmentation import Augmentation
 from comvex.errors import UserError
+from comvex.help import DEFAULT_TOLD
 
 SHOWN = 80_000
 """Pictures that a run shows unless told otherwise."""
@@ -22,26 +23,26 @@ ADAPTABLE = ("image_size", "patch_size", "channels", "drop_path", "attention_dro
 class Architecture:
     """The model: a small pre-norm ConViT unless a preset of the paper is named; what is left out follows from that."""
 
-    preset: str | None = None
+    preset: Annotated[str | None, DEFAULT_TOLD] = None
     """A size of the paper: ConViT_Ti, ConViT_Ti_plus, ConViT_S, ConViT_S_plus, ConViT_B or ConViT_B_plus."""
-    image_size: int | tuple[int, int] | None = None
+    image_size: Annotated[int | tuple[int, int] | None, DEFAULT_TOLD] = None
     """Picture side in pixels, or HEIGHT WIDTH. Default: what suits the data (digits 8, Fashion-MNIST 28, others 64;
     presets 224)."""
-    channels: int | None = None
+    channels: Annotated[int | None, DEFAULT_TOLD] = None
     """1 for grey, 3 for RGB, or as many as the TIFF files have. Default: what the data have; 8-bit files are read as
     RGB."""
-    patch_size: int | None = None
+    patch_size: Annotated[int | None, DEFAULT_TOLD] = None
     """Patch side in pixels. Default: what suits the data (digits 2, Fashion-MNIST 4, others 8; presets 16)."""
-    dim: int | None = None
+    dim: Annotated[int | None, DEFAULT_TOLD] = None
     """Token width. Default: 72."""
-    heads: int | None = None
+    heads: Annotated[int | None, DEFAULT_TOLD] = None
     """Attention heads; a square number gives every head a place in the convolution kernel. Default: 9, where
     that divides the width."""
-    num_local_layers: int | None = None
+    num_local_layers: Annotated[int | None, DEFAULT_TOLD] = None
     """GPSA layers. Default: 4."""
-    num_nonlocal_layers: int | None = None
+    num_nonlocal_layers: Annotated[int | None, DEFAULT_TOLD] = None
     """Self-attention layers after them. Default: 2."""
-    locality_strength: float | None = None
+    locality_strength: Annotated[float | None, DEFAULT_TOLD] = None
     """How narrow the positional kernels start. Default: 1."""
     drop_path: float = 0.0
     """Stochastic depth: rate of the last layer."""
@@ -53,7 +54,7 @@ class Architecture:
     """False freezes all gates half open: content and position have equal parts of each head's attention."""
     convolutional_init: bool = True
     """False starts GPSA at random instead of as a convolution."""
-    init_std: float | None = None
+    init_std: Annotated[float | None, DEFAULT_TOLD] = None
     """Standard deviation of the matrices' start. Default: 1 / sqrt(dim), with which narrow tokens learn several times
     faster; presets 0.02 as in the paper."""
     freeze_positional: bool = False
@@ -85,15 +86,15 @@ class Recipe:
     balance: Literal["none", "loss", "sampling"] = "none"
     """For classes of uneven size. loss: a rare class counts more in the loss. sampling: its pictures are shown more
     often, so that all classes are seen equally often. Multi-label: loss only."""
-    weights: str | None = None
+    weights: Annotated[str | None, DEFAULT_TOLD] = None
     """Weights to start from: a file (ours, timm's or the official repository's), a run folder, a published name or a
     Hub id. The model is then theirs, with a new head; --model.image-size, --model.patch-size and --model.channels adapt
     it. Default: none, initialised as the paper says."""
     model: Architecture = field(default_factory=Architecture)
     augment: Augmentation = field(default_factory=Augmentation)
-    epochs: int | None = None
+    epochs: Annotated[int | None, DEFAULT_TOLD] = None
     """Passes over the training pictures. Default: as many as show 80,000 pictures, at least 10."""
-    steps: int | None = None
+    steps: Annotated[int | None, DEFAULT_TOLD] = None
     """Training steps; if given they count, and not epochs and cool-down."""
     batch_size: int = 64
     """Pictures per step, over all processes and micro-steps."""
@@ -105,18 +106,18 @@ class Recipe:
     cutmix: float = 0.0
     """Strength (alpha) of CutMix, which pastes a piece of another picture of the batch; 0 for none. With both, each
     batch takes one of them at random."""
-    learning_rate: float | None = None
+    learning_rate: Annotated[float | None, DEFAULT_TOLD] = None
     """Peak learning rate of AdamW; it warms up linearly and falls along a cosine. Default: 0.002, with a preset
     or given weights 0.001."""
-    base_batch_size: int | None = None
+    base_batch_size: Annotated[int | None, DEFAULT_TOLD] = None
     """Batch size that the learning rate is meant for; another one scales it in proportion. Default: no scaling."""
-    layer_decay: float | None = None
+    layer_decay: Annotated[float | None, DEFAULT_TOLD] = None
     """Each layer's learning rate, as a share of the one above it: for fine-tuning. Default: all the same."""
-    warmup_epochs: float | None = None
+    warmup_epochs: Annotated[float | None, DEFAULT_TOLD] = None
     """Epochs in which the learning rate warms up. Default: a tenth of the run."""
-    warmup_learning_rate: float | None = None
+    warmup_learning_rate: Annotated[float | None, DEFAULT_TOLD] = None
     """Learning rate that the warm-up starts from. Default: a hundredth of the peak."""
-    min_learning_rate: float | None = None
+    min_learning_rate: Annotated[float | None, DEFAULT_TOLD] = None
     """Learning rate that the cosine ends at. Default: a hundredth of the peak."""
     cooldown_epochs: int = 0
     """Epochs at the lowest learning rate, after all others."""
@@ -126,12 +127,12 @@ class Recipe:
     """Share of the target spread over all classes; multi-label: over yes and no of each class."""
     clip_norm: float | None = 1.0
     """Largest norm of the gradient; longer ones are scaled down. None: any."""
-    ema_decay: float | None = None
+    ema_decay: Annotated[float | None, DEFAULT_TOLD] = None
     """Share that the average of the weights keeps at each step; validation, test and the saved weights are then the
     averaged ones. It starts lower and rises. Default: no average."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Numbers of forward and backward; the weights stay float32. float16 scales its loss."""
-    patience: int | None = None
+    patience: Annotated[int | None, DEFAULT_TOLD] = None
     """Stop when that many epochs in a row were not the best in validation. Default: never."""
     seed: int = 0
     """Seed of initial weights, order, augmentation and dropout."""
@@ -200,9 +201,9 @@ class Options:
 
     device: str = "auto"
     """auto, cpu, cuda or mps; auto takes the accelerator that is there."""
-    workers: int | None = None
+    workers: Annotated[int | None, DEFAULT_TOLD] = None
     """Processes that read pictures. Default: none for pictures in memory, else up to 8."""
-    threads: int | None = None
+    threads: Annotated[int | None, DEFAULT_TOLD] = None
     """CPU threads for the model. Default: PyTorch's choice."""
     accumulate: int = 1
     """Micro-steps that a batch is cut into, to save memory. Changes the outcome only through Mixup, CutMix and dropout,
@@ -213,7 +214,7 @@ class Options:
     """Compute each layer's activations again in backward: less memory, about a third more time."""
     checkpoint_minutes: float = 5.0
     """A checkpoint is saved at the end of each epoch, and whenever this much time has passed."""
-    checkpoint_steps: int | None = None
+    checkpoint_steps: Annotated[int | None, DEFAULT_TOLD] = None
     """... and every so many steps. Default: by time and epoch alone."""
     keep_checkpoints: int = 2
     """Checkpoints that are kept, besides that of the best epoch; the one before serves when the newest is damaged."""
