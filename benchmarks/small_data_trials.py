@@ -52,13 +52,13 @@ TRIALS: dict[str, dict[str, Any]] = {
 """What each changes of the start."""
 
 
-def trial_recipe(changes: dict[str, Any], *, shown: int) -> Recipe:
+def trial_recipe(changes: dict[str, Any], *, data: str, shown: int) -> Recipe:
     """The start, changed, with a length of so many pictures shown."""
     settings = START | {name: value for name, value in changes.items() if "." not in name}
     model = {name.removeprefix("model."): value for name, value in changes.items() if name.startswith("model.")}
     augment = {name.removeprefix("augment."): value for name, value in changes.items() if name.startswith("augment.")}
     return Recipe(
-        data="fashion-mnist",
+        data=data,
         fraction=FRACTION,
         val_fraction=VAL_FRACTION,
         test=False,
@@ -71,9 +71,9 @@ def trial_recipe(changes: dict[str, Any], *, shown: int) -> Recipe:
     )
 
 
-def planned(name: str, architecture: str, *, shown: int) -> PlannedRun:
+def planned(name: str, architecture: str, *, data: str, shown: int) -> PlannedRun:
     """The run of a trial with one of the two architectures."""
-    recipe = trial_recipe(TRIALS[name], shown=shown)
+    recipe = trial_recipe(TRIALS[name], data=data, shown=shown)
     model = dataclasses.replace(recipe.model, **VARIANTS["sample-efficiency"][architecture])
     return PlannedRun(architecture, FRACTION, SEED, dataclasses.replace(recipe, model=model))
 
@@ -82,12 +82,12 @@ def folder_of(name: str, out: Path) -> Path:
     return out / name.replace(" ", "-")
 
 
-def rows_of(out: Path, *, shown: int) -> list[dict[str, Any]]:
+def rows_of(out: Path, *, data: str, shown: int) -> list[dict[str, Any]]:
     """A line for each finished run; accuracy on the validation pictures, of the epoch that was best there."""
     rows = []
     for name, changes in TRIALS.items():
         for architecture in (CONVIT, PLAIN):
-            result = read_result(planned(name, architecture, shown=shown), folder_of(name, out))
+            result = read_result(planned(name, architecture, data=data, shown=shown), folder_of(name, out))
             if result is not None:
                 rows.append(
                     {
@@ -127,6 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/small-data-trials"), help="run folders")
     parser.add_argument("--results", type=Path, help="folder for trials.csv and trials.md")
+    parser.add_argument("--data", default="fashion-mnist", help="as in comvex train")
     parser.add_argument("--only", nargs="+", choices=list(TRIALS), default=list(TRIALS), help="these trials, in order")
     parser.add_argument("--shown", type=int, default=120_000, help="pictures that a run shows, with repeats")
     parser.add_argument("--threads", type=int, help="CPU threads of this process; 1 with several processes")
@@ -134,12 +135,12 @@ def main() -> None:
 
     for name in options.only:
         for architecture in (CONVIT, PLAIN):
-            run, out = planned(name, architecture, shown=options.shown), folder_of(name, options.out)
+            run, out = planned(name, architecture, data=options.data, shown=options.shown), folder_of(name, options.out)
             if read_result(run, out) is None:
                 attempt(
                     run, out, Options(threads=options.threads), announce=lambda name=name, run=run: print(name, run)
                 )
-    rows = rows_of(options.out, shown=options.shown)
+    rows = rows_of(options.out, data=options.data, shown=options.shown)
     print("\n".join(report_lines(rows)))
     if options.results is not None and rows:
         write_table(options.results / "trials.csv", rows)

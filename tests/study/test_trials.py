@@ -1,0 +1,41 @@
+"""The script that records the trials of the small-data recipe: a small real run of it."""
+
+import json
+import runpy
+from pathlib import Path
+
+from comvex.run_folder import read_recipe, read_summary
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "small_data_trials.py"
+
+
+def test_both_architectures_have_the_same_trials_and_no_test_picture_is_seen(tmp_path, monkeypatch):
+    script = runpy.run_path(str(SCRIPT))
+    assert all(not script["trial_recipe"](c, data="digits", shown=128).test for c in script["TRIALS"].values())
+    words = [
+        "small_data_trials.py",
+        "--data",
+        "digits",
+        "--only",
+        "start",
+        "4 heads",
+        "--shown",
+        "128",
+        "--threads",
+        "1",
+    ]
+    words += ["--out", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    monkeypatch.setattr("sys.argv", words)
+    script["main"]()
+    runs = sorted(path.parent for path in (tmp_path / "runs").rglob("summary.json"))
+    assert len(runs) == 4
+    recipes = [read_recipe(run) for run in runs]
+    assert sorted((r["model"]["heads"], r["model"]["use_gpsa"]) for r in recipes) == [
+        (4, False), (4, True), (9, False), (9, True)
+    ]  # fmt: skip
+    assert all(read_summary(run)["evaluated_on"] == "val" for run in runs)
+    lines = (tmp_path / "results" / "trials.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["trial", "start", "start", "4 heads", "4 heads"]
+    table = (tmp_path / "results" / "trials.md").read_text()
+    assert json.dumps({"model.heads": 4}) in table
+    assert "hours of training in all" in table
