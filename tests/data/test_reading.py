@@ -1,6 +1,8 @@
 """Reading picture files of every kind that people have."""
 
 import errno
+import io
+import pickle
 import resource
 
 import numpy as np
@@ -8,7 +10,14 @@ import pytest
 from PIL import Image
 
 from comvex.data.full_depth import read_values
-from comvex.data.reading import UnreadablePictureError, machine_is_short, read_picture, to_channels
+from comvex.data.reading import (
+    ReducibleJpeg,
+    UnreadablePictureError,
+    machine_is_short,
+    read_picture,
+    read_reducible,
+    to_channels,
+)
 
 RED, BLUE = (200, 30, 40), (10, 20, 220)
 
@@ -128,3 +137,63 @@ def test_memory_is_short_unless_a_header_asks_for_more_than_any_machine_has():
     assert not machine_is_short(absurd.value)
     assert machine_is_short(MemoryError())
     assert not machine_is_short(OSError("broken data stream"))
+
+
+def test_a_jpeg_file_can_be_had_whole_or_at_a_half_a_quarter_and_an_eighth(tmp_path):
+    down, right = np.mgrid[:93, :150]
+    smooth = Image.fromarray(np.stack([right, 2 * down, right + down], axis=2).astype(np.uint8))
+    for mode, options in (("RGB", {}), ("RGB", {"progressive": True}), ("L", {}), ("CMYK", {})):
+        file = tmp_path / "picture.jpg"
+        smooth.convert(mode).save(file, quality=95, **options)
+        picture = read_reducible(file)
+        assert isinstance(picture, ReducibleJpeg)
+        assert picture.size == (93, 150)
+        np.testing.assert_array_equal(picture.decode(), read_picture(file))
+        for reduction in (2, 4, 8):
+            reduced = picture.decode(reduction=reduction)
+            assert reduced.size == (-(-150 // reduction), -(-93 // reduction))
+            means = np.asarray(read_picture(file).reduce(reduction), int)
+            assert np.abs(np.asarray(reduced, int) - means)[:-1, :-1].max() <= 4  # blocks at the edges are filled up
+
+
+def test_what_is_no_jpeg_is_read_at_once(tmp_path):
+    for ending in ("png", "webp", "tif", "gif", "bmp"):
+        file = tmp_path / f"picture.{ending}"
+        two_halves("RGB").save(file)
+        read = read_reducible(file)
+        assert isinstance(read, Image.Image)
+        np.testing.assert_array_equal(read, read_picture(file))
+
+
+def test_a_jpeg_inside_something_larger_is_read_once(tmp_path):
+    stream = io.BytesIO()
+    two_halves("L").save(stream, "JPEG")
+
+    class Member:
+        asked = 0
+
+        def content(self) -> bytes:
+            self.asked += 1
+            return stream.getvalue()
+
+    member = Member()
+    picture = read_reducible(member, channels=1)
+    assert isinstance(picture, ReducibleJpeg)
+    assert np.asarray(picture.decode(reduction=2)).shape == (3, 4)
+    picture.decode()
+    assert member.asked == 1
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "gif", "webp", "tif", "bmp", "ppm"])
+def test_a_picture_outlives_its_file(tmp_path, ending):
+    """Those of several frames too, of which the first counts."""
+    file = tmp_path / f"picture.{ending}"
+    several = {"save_all": True, "append_images": [two_halves("RGB").rotate(180)]} if ending in ("gif", "webp") else {}
+    two_halves("RGB").save(file, **several)
+    read = read_picture(file)
+    file.unlink()
+    expected = np.asarray(read).copy()
+    assert np.asarray(read.resize((4, 3))).shape == (3, 4, 3)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(read)), expected)
+    np.testing.assert_array_equal(read.crop((0, 0, 8, 6)), expected)
+    assert np.abs(expected[0, 0].astype(int) - RED).max() < 50

@@ -3,7 +3,7 @@
 What cannot be read is left out of its batch and named, so that one damaged file does not end a run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from comvex.data.batch_augmentation import BatchAugmentation
 from comvex.data.picture_set import PictureSet
 from comvex.data.reading import UnreadablePictureError
-from comvex.data.transforms import Transform
+from comvex.data.transforms import TrainingTransform, Transform
 from comvex.randomness import derive_seed, seeded
 
 ORDER, AUGMENTATION = 1, 2
@@ -61,10 +61,11 @@ def collate(samples: list[Sample] | Batch) -> Batch:
     return Batch(pictures, labels, indices, [sample.problem for sample in samples if sample.picture is None])
 
 
-def load_sample(pictures: PictureSet, index: int, transform: Transform, channels: int) -> Sample:
+def load_sample(pictures: PictureSet, index: int, tensor: Callable[[], Tensor]) -> Sample:
+    """A picture with its label, or why ``tensor`` could not read it."""
     label = pictures.labels[index]
     try:
-        return Sample(transform(pictures.read(index, channels=channels)), label, index, "")
+        return Sample(tensor(), label, index, "")
     except UnreadablePictureError as error:
         return Sample(None, label, index, str(error))
 
@@ -78,7 +79,7 @@ class TrainingPictures(Dataset[Sample]):
     def __init__(
         self,
         pictures: PictureSet,
-        transform: Transform,
+        transform: TrainingTransform,
         *,
         channels: int,
         seed: int,
@@ -89,7 +90,10 @@ class TrainingPictures(Dataset[Sample]):
 
     def __getitem__(self, key: Key) -> Sample:
         with seeded(self.seed_of(key)):
-            return load_sample(self.pictures, key.number, self.transform, self.channels)
+            return load_sample(self.pictures, key.number, lambda: self.tensor(key.number))
+
+    def tensor(self, index: int) -> Tensor:
+        return self.transform(self.pictures.read_reducible(index, channels=self.channels))
 
     def __getitems__(self, keys: list[Key]) -> list[Sample] | Batch:
         """What PyTorch's loader asks for first."""
@@ -115,7 +119,10 @@ class EvaluationPictures(Dataset[Sample]):
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> Sample:
-        return load_sample(self.pictures, index, self.transform, self.channels)
+        return load_sample(self.pictures, index, lambda: self.tensor(index))
+
+    def tensor(self, index: int) -> Tensor:
+        return self.transform(self.pictures.read(index, channels=self.channels))
 
 
 def epoch_order(

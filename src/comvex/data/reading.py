@@ -6,6 +6,9 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -32,6 +35,10 @@ DECODING_ERRORS = (
 LARGEST_ARRAY = 2**34
 """Bytes; for a larger array no machine is to blame, but a damaged header."""
 
+JPEG_START = b"\xff\xd8\xff"
+ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
+"""EXIF's number for how the camera was held, and its values that exchange height and width."""
+
 
 class UnreadablePictureError(UserError):
     """A file that is no picture, or a damaged one; the message names it and says why."""
@@ -54,10 +61,64 @@ def read_picture(file: PictureFile, *, channels: int = 3) -> Image.Image:
     Raises ``UnreadablePictureError`` if there is no such file, or Pillow cannot decode all of it; ``MemoryError`` or
     ``OSError`` if it is the machine that has no memory or no open files left.
     """
+    with blamed(file), open_picture(file) as stream:
+        return decode(stream, channels=channels)
+
+
+@dataclass(frozen=True)
+class ReducibleJpeg:
+    """A JPEG file whose header has been decoded; the rest can be had at a fraction of its size, which costs less."""
+
+    file: PictureFile
+    content: bytes
+    size: tuple[int, int]
+    """(height, width) in pixels of the whole picture, the right way up."""
+    channels: int
+    """1 (grey) or 3 (RGB)."""
+
+    def decode(self, *, reduction: int = 1) -> Image.Image:
+        """The picture as ``read_picture`` gives it, its sides divided by 1, 2, 4 or 8 and rounded up.
+
+        A reduced one is the low frequencies of the file's own cosine transform (libjpeg's scaling). Raises
+        ``UnreadablePictureError`` if the file is damaged.
+        """
+        with blamed(self.file):
+            return decode(io.BytesIO(self.content), channels=self.channels, reduction=reduction)
+
+
+def read_reducible(file: PictureFile, *, channels: int = 3) -> Image.Image | ReducibleJpeg:
+    """A JPEG file with all but its header still to be decoded, any other picture as ``read_picture`` gives it.
+
+    Raises what ``read_picture`` does; that a JPEG file is damaged may show only when it is decoded.
+    """
+    with blamed(file), open_picture(file) as stream:
+        start = stream.read(len(JPEG_START))
+        stream.seek(0)
+        if start != JPEG_START:
+            return decode(stream, channels=channels)
+        content = stream.read()
+        with Image.open(io.BytesIO(content)) as picture:
+            width, height = picture.size
+            if picture.getexif().get(ORIENTATION) in ON_ITS_SIDE:
+                width, height = height, width
+            return ReducibleJpeg(file, content, (height, width), channels)
+
+
+def decode(stream: BinaryIO, *, channels: int, reduction: int = 1) -> Image.Image:
+    """An encoded picture, upright, with 1 or 3 channels of 8 bits; a JPEG one divided by 1, 2, 4 or 8."""
+    with Image.open(stream) as picture:
+        if reduction > 1:
+            picture.draft(None, (picture.width // reduction, picture.height // reduction))
+        picture.load()
+        ImageOps.exif_transpose(picture, in_place=True)  # a copy of a large picture takes as long as much of the rest
+        return to_channels(picture, channels=channels)
+
+
+@contextmanager
+def blamed(file: PictureFile) -> Iterator[None]:
+    """Within it what a decoder raises becomes an ``UnreadablePictureError`` that names the file."""
     try:
-        with open_picture(file) as stream, Image.open(stream) as picture:
-            picture.load()
-            return to_channels(ImageOps.exif_transpose(picture), channels=channels)
+        yield
     except DECODING_ERRORS as error:
         if machine_is_short(error):
             raise
@@ -101,7 +162,7 @@ def to_channels(picture: Image.Image, *, channels: int) -> Image.Image:
     """Any Pillow picture as 8-bit grey (1 channel) or RGB (3 channels).
 
     Grey of more than eight bits is scaled by the picture's own range, darkest to 0 and lightest to 255 (Pillow alone
-    would clip it to white). Transparent pictures are laid on white.
+    would clip it to white). Transparent pictures are laid on white. What is so already is not copied.
 
     Raises ``ValueError`` for another number of channels.
     """
@@ -112,7 +173,8 @@ def to_channels(picture: Image.Image, *, channels: int) -> Image.Image:
     elif picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return picture.convert(CHANNEL_MODES[channels])
+    mode = CHANNEL_MODES[channels]
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def scale_wide_grey(picture: Image.Image) -> Image.Image:
