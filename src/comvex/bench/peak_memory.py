@@ -23,8 +23,15 @@ if TYPE_CHECKING:
 
 STEPS = 3
 """The last is measured: by then weights are laid out, the optimiser has its state, and a compiler has compiled."""
-REFUSALS = ("DefaultCPUAllocator", "CUDA out of memory", "bad_alloc", "bad allocation", "MemoryError")
-"""What the messages of a failed allocation have in them: PyTorch's on the CPU and on CUDA, those of C++ and Python."""
+REFUSALS = (
+    "DefaultCPUAllocator",
+    "CUDA out of memory",
+    "bad_alloc",
+    "bad allocation",
+    "MemoryError",
+    "Resource temporarily unavailable",
+)
+"""What a failed allocation says: PyTorch's on the CPU and on CUDA, C++'s, Python's, a new thread's."""
 WITHOUT_REFUSAL = (-signal.SIGKILL, 137)
 """How a process ends that the system, or a container, ended for its memory."""
 MEASURED_STEP = "comvex: the step whose memory is measured"
@@ -35,8 +42,8 @@ def peak_memory(job: Job, *, limit: int | None = None) -> float | None:
 
     With PyTorch all tensors there are at the same time during a step: weights, pictures, activations, gradients,
     optimiser. With other runtimes what the process needs beyond what its libraries take once imported. The process may
-    take what the machine has left and no more, or ``limit`` bytes with its libraries if that is less, so that whatever
-    runs out ends itself and nothing else.
+    take what the machine has left and no more, or ``limit`` bytes beside its libraries if that is less, so that
+    whatever runs out ends itself and nothing else.
     """
     command = [sys.executable, "-m", "comvex.bench.peak_memory"]
     given = json.dumps({"job": job.to_dict(), "limit": limit})
@@ -81,10 +88,10 @@ def peak_of_tensors(make: Callable[[], Step], *, steps: int = STEPS) -> int:
     return max(peak, now)
 
 
-def resident(field: str) -> int:
-    """Bytes in memory of this process, now ("VmRSS") or at most so far ("VmHWM").
+def of_process(field: str) -> int:
+    """Bytes of this process: in memory now ("VmRSS") or at most so far ("VmHWM"), or of data asked for ("VmData").
 
-    Where Linux's /proc is missing both are the most so far. The resource module's figure is not taken on Linux: there
+    Where Linux's /proc is missing all are the most so far. The resource module's figure is not taken on Linux: there
     it starts with the peak of the process that started this one.
     """
     status = Path("/proc/self/status")
@@ -100,8 +107,8 @@ def resident(field: str) -> int:
 def limit_memory(limit: int | None) -> None:
     """Let this process allocate what the machine has left, so that running out is an error here and not elsewhere.
 
-    ``limit`` are the bytes that it may have in all, if that is less. What counts is memory that is asked for, used or
-    not, as the system's limit on data (RLIMIT_DATA) has it.
+    ``limit`` are the bytes that it may ask for from now on, if that is less: used or not, as the system's limit on data
+    (RLIMIT_DATA) counts them.
     """
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
@@ -110,7 +117,8 @@ def limit_memory(limit: int | None) -> None:
 
     [line] = [line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")]
     available = min(int(line.split()[1]) * 1024, sys.maxsize if limit is None else limit)
-    resource.setrlimit(resource.RLIMIT_DATA, (available, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    allowed = min(of_process("VmData") + available, sys.maxsize)
+    resource.setrlimit(resource.RLIMIT_DATA, (allowed, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def measure(job: Job) -> float | None:
@@ -124,7 +132,7 @@ def measure(job: Job) -> float | None:
     if job.form.runtime in EXPORTED:
         importlib.import_module(job.form.runtime)
     cuda = job.device.startswith("cuda")
-    before = resident("VmRSS")
+    before = of_process("VmRSS")
     try:
         if job.form.runtime not in EXPORTED and not cuda:
             return peak_of_tensors(lambda: make_step(job))
@@ -137,7 +145,7 @@ def measure(job: Job) -> float | None:
         if isinstance(error, MemoryError) or any(refusal in str(error) for refusal in REFUSALS):
             return None
         raise
-    return torch.cuda.max_memory_allocated() if cuda else resident("VmHWM") - before
+    return torch.cuda.max_memory_allocated() if cuda else of_process("VmHWM") - before
 
 
 def main() -> None:

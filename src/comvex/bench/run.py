@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -123,14 +123,17 @@ def prepare(scene: Scene, job: Job, *, gemm_peak: float) -> tuple[Measured, Step
     return Measured(scene, job.form, flop, gemm_peak, memory, difference), step
 
 
+Name = TypeVar("Name", bound=Hashable)
+
+
 def time_in_turn(
-    steps: dict[Form, Step],
+    steps: dict[Name, Step],
     *,
     rounds: int,
     device: torch.device,
     tell: Callable[[str], None],
     shortest_round: float = SHORTEST_ROUND,
-) -> dict[Form, list[float]]:
+) -> dict[Name, list[float]]:
     """Seconds of a step of each form, round by round; another form begins every round, so that none gains by its place.
 
     What slows the machine for a while slows all forms of a round, and leaves their ratios as they are.
@@ -140,7 +143,7 @@ def time_in_turn(
         once = [seconds(step, repeats=1, device=device) for _ in range(WARM_UP)][-1]
         repeats[form] = max(1, math.ceil(shortest_round / once))
     order = list(steps)
-    times: dict[Form, list[float]] = {form: [] for form in steps}
+    times: dict[Name, list[float]] = {form: [] for form in steps}
     for number in range(rounds):
         tell(f"round {number + 1} of {rounds}")
         first = number % len(order) if order else 0

@@ -123,7 +123,7 @@ def settle(model: nn.Module, pictures: Tensor) -> None:
 
 
 def export(scene: Scene, form: Form, folder: Path) -> Path:
-    """Export a contestant for the pictures and batch of a scene; returns the file, one for int8 and one for the rest."""
+    """Export a contestant for the pictures and batch of a scene; the file is one for int8, one for the rest."""
     onnx_file = folder / f"{form.contestant}-{scene.model}-{scene.image_size}-{scene.batch_size}.onnx"
     if not onnx_file.exists():
         model = build(form.contestant, scene.config).eval()

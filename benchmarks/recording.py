@@ -1,0 +1,121 @@
+"""What the scripts behind docs/performance.md share: their options, and a record that a repeated command goes on with.
+
+A record is OUT/NAME.json: the machine, and an entry for everything measured, with its key, date and exact command.
+OUT/NAME.md has the same as tables (``tables.py``), written anew after each entry.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from comvex.bench.machine import describe_machine
+from comvex.bench.names import Precision, Runtime
+from comvex.convit.config import check_integer
+from comvex.errors import UserError
+from comvex.files import write_text
+
+FOLDER = Path(__file__).parent.parent / "docs" / "results" / "performance"
+Key = dict[str, Any]
+
+
+@dataclass
+class Record:
+    """A table's entries, each written as soon as it is measured."""
+
+    name: str
+    out: Path
+    machine: dict[str, Any]
+    entries: list[dict[str, Any]]
+
+    @classmethod
+    def open(cls, name: str, out: Path, machine: dict[str, Any], *, overwrite: bool) -> Record:
+        """The record that is in ``out``, or an empty one; raises ``ValueError`` if it is another machine's."""
+        there = None if overwrite else read(name, out)
+        if there is None:
+            return cls(name, out, machine, [])
+        for field in machine.keys() - {"date"}:
+            if machine[field] != there["machine"].get(field):
+                raise UserError(
+                    f"{out / name}.json was measured with another {field}: {there['machine'].get(field)}, now "
+                    f"{machine[field]}. Choose another --out, or --overwrite to begin anew."
+                )
+        return cls(name, out, there["machine"], there["entries"])
+
+    def find(self, key: Key) -> dict[str, Any] | None:
+        """What is recorded under a key, None if it is not measured yet."""
+        return next((entry for entry in self.entries if entry["key"] == key), None)
+
+    def add(self, key: Key, found: dict[str, Any]) -> None:
+        """Write an entry, with the date and the command of this process."""
+        self.entries.append({"key": key, "date": time.strftime("%Y-%m-%d %H:%M"), "command": command(), **found})
+        content = {"table": self.name, "machine": self.machine, "entries": self.entries}
+        write_text(self.out / f"{self.name}.json", json.dumps(content, indent=1) + "\n")
+        from tables import report
+
+        write_text(self.out / f"{self.name}.md", report(content))
+
+    def measure(self, keys: Sequence[Key], measure: Callable[[Key], dict[str, Any]]) -> None:
+        """Measure what is not recorded yet, with a line on standard error for each."""
+        for number, key in enumerate(keys, start=1):
+            words = ", ".join(f"{name} {value}" for name, value in key.items())
+            if self.find(key) is not None:
+                tell(f"{number} of {len(keys)}: {words}: recorded already")
+                continue
+            tell(f"{number} of {len(keys)}: {words}")
+            self.add(key, measure(key))
+
+
+def read(name: str, out: Path) -> dict[str, Any] | None:
+    """The content of a record; None if there is none."""
+    file = out / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def command() -> str:
+    """The command of this process, as it is repeated from the top of the repository."""
+    return shlex.join(["python", os.path.relpath(sys.argv[0], FOLDER.parents[2]), *sys.argv[1:]])
+
+
+def new_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that all scripts have."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the records (docs/results/performance)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every runtime (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="begin the record anew")
+    return parser
+
+
+def open_record(
+    name: str, options: argparse.Namespace, *, runtimes: Sequence[Runtime] = (), precisions: Sequence[Precision] = ()
+) -> Record:
+    """The record of a script, with this machine; PyTorch's thread count is set to --threads."""
+    check_integer("threads", options.threads, at_least=1)
+    torch.set_num_threads(options.threads)
+    machine = describe_machine(
+        threads=options.threads, device=torch.device("cpu"), runtimes=runtimes, precisions=precisions
+    )
+    return Record.open(name, options.out, machine, overwrite=options.overwrite)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script; a mistake of its user is one sentence and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        tell(f"error: {error}")
+        sys.exit(2)

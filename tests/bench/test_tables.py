@@ -1,0 +1,241 @@
+"""The scripts behind docs/performance.md run and go on where they were, and the page has what they record.
+
+Tiny sizes, on whatever machine this is: no time is asserted.
+"""
+
+import functools
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from comvex.bench.gemm import gemm_peak
+from comvex.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ("speed", "memory_limit", "layer_profile", "low_precision", "performance_page")
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The modules of benchmarks/, which is no package."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    yield {name: importlib.import_module(name) for name in (*SCRIPTS, "recording", "tables")}
+    sys.path.remove(str(ROOT / "benchmarks"))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Products of 64 x 64 for the GEMM peak, since those of 2048 take seconds."""
+    small = functools.partial(gemm_peak, repeats=1)
+    monkeypatch.setattr("comvex.bench.run.gemm_peak", lambda device, sides: small(device=device, sides=(64,)))
+
+
+def record_of(out: Path, name: str) -> dict:
+    content = json.loads((out / f"{name}.json").read_text())
+    assert content["table"] == name
+    assert content["machine"]["threads"] == 1
+    for entry in content["entries"]:
+        assert entry["command"].startswith("python ")
+        assert entry["date"][:2] == "20"
+    return content
+
+
+def check_tables(markdown: str) -> list[list[str]]:
+    """Every table has a line of names and at least one below it, all of as many cells; returns the tables' lines."""
+    tables, lines = [], []
+    for line in [*markdown.splitlines(), ""]:
+        if line.startswith("|"):
+            lines.append(line)
+        elif lines:
+            tables, lines = [*tables, lines], []
+    for lines in tables:
+        assert len(lines) > 2
+        assert len({line.count("|") for line in lines}) == 1
+    return tables
+
+
+def test_speed_is_recorded_scene_by_scene_and_an_interrupted_command_goes_on(
+    scripts, quick, tmp_path, monkeypatch, capsys
+):
+    speed = scripts["speed"]
+    arguments = ["eager", "--preset", "ConViT_Ti", "--size", "32:2", "--rounds", "7", "--threads", "1"]
+    arguments += ["--out", str(tmp_path)]
+    measured = []
+    measure = speed.measure_scene
+
+    def interrupted(table, key, **options):
+        measured.append(key["mode"])
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return measure(table, key, **options)
+
+    monkeypatch.setattr(speed, "measure_scene", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        speed.main(arguments)
+    assert len(record_of(tmp_path, "eager")["entries"]) == 1
+    speed.main(arguments)
+    assert measured == ["inference", "training", "training"]
+    content = record_of(tmp_path, "eager")
+    assert [entry["key"]["mode"] for entry in content["entries"]] == ["inference", "training"]
+    assert [len(entry["rows"]) for entry in content["entries"]] == [3, 3]
+    [lines] = check_tables((tmp_path / "eager.md").read_text())
+    assert len(lines) == 4
+    assert "recorded already" in capsys.readouterr().err
+    table = scripts["tables"].target_table(dict.fromkeys(scripts["tables"].TABLES) | {"eager": content})
+    [met] = [line for line in table.splitlines() if line.startswith("| time of training / plain ViT, eager")]
+    assert f"{content['entries'][1]['ratios'][0]['time_over_plain_vit']['median']:.3f}" in met
+    check_tables(table)
+
+
+def test_runtimes_have_low_precision_and_timms_model_as_published(scripts, quick, tmp_path):
+    pytest.importorskip("nncf")
+    arguments = ["runtimes", "--preset", "ConViT_Ti", "--size", "32:2", "--rounds", "7", "--threads", "1"]
+    scripts["speed"].main([*arguments, "--out", str(tmp_path)])
+    content = record_of(tmp_path, "runtimes")
+    [entry] = content["entries"]
+    forms = {(row["contestant"], row["runtime"], row["precision"]) for row in entry["rows"]}
+    low = [("openvino", "bfloat16"), ("openvino", "int8"), ("openvino", "int8_bfloat16")]
+    ways = [("eager", "float32"), ("onnxruntime", "float32"), ("openvino", "float32"), *low]
+    expected = {(whose, *way) for whose in ("convit", "plain_vit") for way in ways}
+    assert forms == expected | {("timm_convit", "eager", "float32")}
+    assert "nncf" in content["machine"]["versions"]
+    page = (tmp_path / "runtimes.md").read_text()
+    [lines] = check_tables(page)
+    assert len(lines) == 2 + len(ways)
+    assert "The fastest form of ConViT_Ti" in page
+
+
+def test_growth_has_an_exponent(scripts, quick, tmp_path):
+    arguments = ["growth", "--size", "32:1", "64:1", "--mode", "inference", "--rounds", "7", "--threads", "1"]
+    scripts["speed"].main([*arguments, "--out", str(tmp_path)])
+    exponents, times = check_tables((tmp_path / "growth.md").read_text())
+    assert len(exponents) == 5  # of each of the three
+    assert len(times) == 4
+
+
+def test_memory_ends_where_the_limit_is(scripts, tmp_path):
+    """Timm's ConViT makes several maps of 4 x 4096 x 4096, 268 MB each, for a picture of 1024 pixels."""
+    arguments = ["--memory", "500MB", "--mode", "inference", "--growing", "32", "1024", "--side", "--threads", "1"]
+    scripts["memory_limit"].main([*arguments, "--out", str(tmp_path)])
+    found = {}
+    for entry in record_of(tmp_path, "memory_limit")["entries"]:
+        found[entry["key"]["contestant"], entry["key"]["image_size"]] = entry["peak_memory_mb"]
+    assert found["timm_convit", 1024] is None
+    assert 20 < found["convit", 32] < found["convit", 1024] < 500
+    [lines] = check_tables((tmp_path / "memory_limit.md").read_text())
+    assert [line.split("|")[6].strip() for line in lines[2:]] == ["1024 px", "1024 px", "32 px"]
+    for wrong in ("4", "0GB", "4 GB", "x"):
+        with pytest.raises(UserError, match="memory is"):
+            scripts["memory_limit"].parse_memory(wrong)
+
+
+def test_every_part_of_a_layer_is_found_and_none_twice(scripts, tmp_path):
+    arguments = ["--preset", "ConViT_Ti", "--size", "64:2", "--rounds", "7", "--repeats", "2", "--threads", "1"]
+    scripts["layer_profile"].main([*arguments, "--out", str(tmp_path)])
+    [entry] = record_of(tmp_path, "layer_profile")["entries"]
+    parts = entry["parts_ms"]
+    mixing = {"mixing: products", "mixing: copies", "mixing: blend with content", "positional factors"}
+    assert {name for name, time in parts["GPSA"].items() if time == 0} == set()
+    # What plain attention gives already lies as the projection wants it.
+    assert {name for name, time in parts["plain"].items() if time == 0} == mixing | {"copies of heads"}
+    assert 0 < entry["factors_over_layer"]["median"] < 1
+    assert len(check_tables((tmp_path / "layer_profile.md").read_text())) == 2
+
+
+def test_the_time_of_an_operation_counts_to_the_part_that_it_is_within(scripts):
+    part_of = scripts["layer_profile"].part_of
+    for above, part in (
+        (["aten::addmm", "aten::linear", "attn.proj", "layer"], "projections"),
+        (["aten::copy_", "aten::addmm", "aten::linear", "mlp", "layer"], "MLP"),
+        (["aten::addcmul", "attn.pos_proj", "layer"], "positional factors"),
+        (["aten::bmm", "aten::matmul", "Blend", "layer"], "mixing: products"),
+        (["aten::copy_", "aten::clone", "aten::flatten", "Blend", "layer"], "mixing: copies"),
+        (["aten::copy_", "aten::clone", "aten::flatten", "layer"], "copies of heads"),
+        (["aten::addcmul", "Blend", "layer"], "mixing: blend with content"),
+        (["attn.proj", "layer"], "between operations"),
+        (["aten::view", "layer"], "other operations"),
+    ):
+        assert part_of(above[0], above) == part
+
+
+def test_a_trained_model_is_evaluated_in_every_precision(scripts, tmp_path):
+    pytest.importorskip("nncf")
+    from comvex.training.recipe import Recipe
+    from comvex.training.trainer import train
+
+    train(Recipe(steps=2), tmp_path / "run")
+    arguments = [str(tmp_path / "run"), "--batch-size", "32", "--rounds", "7", "--threads", "1"]
+    scripts["low_precision"].main([*arguments, "--out", str(tmp_path)])
+    [entry] = record_of(tmp_path, "low_precision")["entries"]
+    assert (entry["data"], entry["num_pictures"]) == ("digits", 360)
+    forms = {form["name"]: form for form in entry["forms"]}
+    assert list(forms) == ["eager float32", "OpenVINO float32", "OpenVINO bfloat16", "OpenVINO int8"]
+    assert forms["OpenVINO float32"]["points_from_eager"] == 0
+    assert forms["OpenVINO int8"]["megabytes"] < forms["OpenVINO float32"]["megabytes"]
+    assert forms["eager float32"]["times_faster_than_eager"]["median"] == 1
+    [lines] = check_tables((tmp_path / "low_precision.md").read_text())
+    assert len(lines) == 6
+
+
+def test_a_record_of_another_machine_is_not_gone_on_with(scripts, tmp_path):
+    record = scripts["recording"].Record
+    here = {"date": "2026-11-25", "processor": "one", "threads": 1}
+    (tmp_path / "eager.json").write_text(json.dumps({"table": "eager", "machine": here, "entries": []}))
+    record.open("eager", tmp_path, here | {"date": "2026-11-26"}, overwrite=False)
+    with pytest.raises(UserError, match="was measured with another processor: one, now other"):
+        record.open("eager", tmp_path, here | {"processor": "other"}, overwrite=False)
+    assert record.open("eager", tmp_path, here | {"threads": 2}, overwrite=True).machine["threads"] == 2
+
+
+def test_mistakes_are_told_before_anything_is_measured(scripts, tmp_path):
+    for arguments, said in (
+        (["--size", "224"], "size is '224': it must be SIDE:BATCH"),
+        (["--size", "225:1"], "image_size is 225"),
+        (["--size", "32:0"], "batch_size is 0"),
+        (["--preset", "ConViT_X"], "There is no preset 'ConViT_X'"),
+        (["--threads", "0"], "threads is 0"),
+    ):
+        with pytest.raises(UserError, match=said):
+            scripts["speed"].main(["eager", *arguments, "--out", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_has_what_the_records_say(scripts):
+    """After new records: python benchmarks/performance_page.py."""
+    page = scripts["performance_page"]
+    text = page.PAGE.read_text()
+    assert page.filled(text, scripts["recording"].FOLDER) == text
+    recorded = {name for name in scripts["tables"].TABLES if scripts["recording"].read(name, page.recording.FOLDER)}
+    assert text.count("\nNot measured yet.\n") == len(scripts["tables"].TABLES) - len(recorded)
+
+
+def test_a_record_reaches_the_page_and_nothing_else_of_it_changes(scripts, tmp_path):
+    page, text = scripts["performance_page"], scripts["performance_page"].PAGE.read_text()
+    machine = {
+        "date": "2026-11-25 05:00", "processor": "made up", "instruction_sets": ["avx2"], "cores": 2, "threads": 2,
+        "device": "cpu", "system": "none", "versions": {"python": "3"},
+    }  # fmt: skip
+    key = {"memory": 4 * 10**9, "model": "ConViT_Ti", "mode": "training", "growing": "picture", "contestant": "convit"}
+    key |= {"image_size": 224, "batch_size": 1}
+    entry = {"key": key, "date": "2026-11-25 05:00", "command": "python made up", "peak_memory_mb": 123.0}
+    made = {"table": "memory_limit", "machine": machine, "entries": [entry]}
+    (tmp_path / "memory_limit.json").write_text(json.dumps(made))
+    filled = page.filled(text, tmp_path)
+    assert "| 224 px | 123 | none that was tried |" in filled
+    assert "`python made up`" in filled
+    assert page.filled(filled, tmp_path) == filled
+    strip = functools.partial(page.MARKED.sub, "")
+    assert strip(filled) == strip(text)
+    with pytest.raises(UserError, match="The page has markers of"):
+        page.filled(text.replace("from the records: eager", "from the records: other"), tmp_path)
+
+
+def test_the_page_names_a_script_for_every_table(scripts):
+    text = scripts["performance_page"].PAGE.read_text()
+    for name in scripts["speed"].TABLES:
+        assert f"python benchmarks/speed.py {name}" in text
+    for name in SCRIPTS[1:]:
+        assert f"python benchmarks/{name}.py" in text
