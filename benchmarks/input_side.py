@@ -566,14 +566,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for input-side.md and input-side.json")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--share", type=float, default=1.0, help="of the pictures of a round, at least two of each")
     parser.add_argument("--quick", action="store_true", help="two rounds of few pictures: no figures to rely on")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "The image decoding", DeprecationWarning)
-    rounds = 2 if options.quick else options.rounds
+    rounds, share = (2, 0.05) if options.quick else (options.rounds, options.share)
     machine = describe([Path(sys.argv[0]).as_posix(), *sys.argv[1:]])
     with tempfile.TemporaryDirectory() as folder:
-        report = measure(Path(folder), rounds=rounds, share=0.05 if options.quick else 1.0)
+        report = measure(Path(folder), rounds=rounds, share=share)
     report = {"machine": machine, "rounds": rounds, **report}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "input-side.json").write_text(json.dumps(report, indent=1) + "\n")
