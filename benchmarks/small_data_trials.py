@@ -33,21 +33,16 @@ SEED = 1000
 FRACTION, VAL_FRACTION = 0.135, 1 / 3
 MODEL: dict[str, Any] = {"dim": 72, "heads": 9, "num_local_layers": 4, "num_nonlocal_layers": 2}
 START: dict[str, Any] = {"learning_rate": 2e-3, "batch_size": 64}
+IN_PLACE: dict[str, Any] = {"augment.rotation": 0.0, "augment.zoom": 0.0, "augment.translation": 0.0}
+FLIPS = IN_PLACE | {"augment.random_erasing": 0.0}
 TRIALS: dict[str, dict[str, Any]] = {
     "start": {},
-    "flips alone": {
-        "augment.rotation": 0.0,
-        "augment.zoom": 0.0,
-        "augment.translation": 0.0,
-        "augment.random_erasing": 0.0,
-    },
-    "no rotation, no zoom": {"augment.rotation": 0.0, "augment.zoom": 0.0},
-    "drop path 0.1": {"model.drop_path": 0.1},
-    "learning rate 0.001": {"learning_rate": 1e-3},
-    "CutMix": {"cutmix": 1.0},
-    "no erasing": {"augment.random_erasing": 0.0},
-    "4 heads": {"model.heads": 4},
-    "init 0.02": {"model.init_std": 0.02},
+    "flips alone": FLIPS,
+    "flips and erasing": IN_PLACE,
+    "flips and shifts": FLIPS | {"augment.translation": 0.04},
+    "flips, learning rate 0.001": FLIPS | {"learning_rate": 1e-3},
+    "flips, 4 heads": FLIPS | {"model.heads": 4},
+    "flips, init 0.02": FLIPS | {"model.init_std": 0.02},
 }
 """What each changes of the start."""
 
