@@ -39,7 +39,7 @@ def test_the_benchmark_writes_a_report_of_every_way_and_table(tmp_path):
 
     apart = {(row["pictures"], row["way"]): row["largest"] for row in report["evaluation_differences"]}
     assert all(largest == 0 for (_, way), largest in apart.items() if way in ("comvex", "timm"))
-    assert all(0 < largest <= 2 for (_, way), largest in apart.items() if way == "torchvision v2")
+    assert all(0 < largest < 2.01 for (_, way), largest in apart.items() if way == "torchvision v2")
     assert {row["reduction"] for row in report["crop_differences"]} == {1, 2}
     assert all(row["worst_mean"] < 1 for row in report["crop_differences"])
     assert [row["workers"] for row in report["loader"]] == [0, 1, 2] * 2
