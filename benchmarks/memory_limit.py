@@ -4,8 +4,8 @@ python benchmarks/memory_limit.py --memory 4GB
 python benchmarks/memory_limit.py --memory 4GB --mode training --side 448 896
 
 Each step runs in a process of its own, which may ask for that much memory beside what its libraries take. One picture
-grows (--growing), and at each --side a batch grows by factors of two, until the memory is out. Eager mode, float32. What
-is recorded is not measured again.
+grows (--growing), and at each --side a batch grows by factors of two, until the memory is out. Eager mode, float32.
+What is recorded is not measured again.
 """
 
 from __future__ import annotations
