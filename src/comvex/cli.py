@@ -61,6 +61,7 @@ def overview() -> str:
             *lines,
             "",
             "A first round, without any file of your own:",
+            "  comvex predict convit_fashion_mnist",
             "  comvex train --out runs/first",
             "  comvex evaluate runs/first",
         ]

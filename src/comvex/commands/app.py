@@ -5,21 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from comvex.commands.options import DEFAULT_TOLD, ConfigFile, read_config
+from comvex.commands.options import DEFAULT_TOLD, ConfigFile, Source, read_config
 
 
 @dataclass(frozen=True)
 class App:
     """Look at a model in the browser: drop a picture, click a patch, see where each layer and head looks.
 
-    Needs Gradio: pip install 'comvex[app]'. Everything stays on this machine, and nothing is fetched from another.
+    Without RUN it is the model that is part of comvex. Needs Gradio: pip install 'comvex[app]'. Everything stays on
+    this machine, and nothing is fetched from another.
     """
 
-    source: Annotated[Positional[str], arg(name="run", metavar="RUN")]
-    """Run folder of comvex train, a weights file (ours, timm's or the official repository's), a published name such as
-    convit_tiny.fb_in1k, or OWNER/NAME on the Hugging Face Hub."""
+    source: Source = "convit_fashion_mnist"
     host: str = "127.0.0.1"
     """Address to serve on; 0.0.0.0 lets other machines in."""
     port: Annotated[int | None, arg(metavar="PORT"), DEFAULT_TOLD] = None

@@ -24,7 +24,8 @@ class Convert:
     """
 
     source: Annotated[Positional[str], arg(name="in", metavar="IN")]
-    """A weights file (ours, timm's or the official repository's), a run folder, a published name or a Hub id."""
+    """A weights file (ours, timm's or the official repository's), a run folder, a packaged or published name, a Hub
+    id."""
     out: Annotated[Positional[Path], arg(metavar="OUT")]
     """File to write: .safetensors, or .pth and .bin for timm's and the official layout; for comvex's also a folder."""
     to: Literal["comvex", "timm", "official"]

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
-
-from comvex.commands.options import DEFAULT_TOLD, ConfigFile, read_config
+from comvex.commands.options import DEFAULT_TOLD, ConfigFile, Source, read_config
 
 MOST_TOLD = 20
 """With more classes than this only the worst are told; per_class.csv has all."""
@@ -25,9 +23,7 @@ class Evaluate:
     comvex evaluate convit_tiny.fb_in1k --data IMAGENET --part val
     """
 
-    source: Annotated[Positional[str], arg(name="run", metavar="RUN")]
-    """Run folder of comvex train, a weights file (ours, timm's or the official repository's), a published name such as
-    convit_tiny.fb_in1k, or OWNER/NAME on the Hugging Face Hub."""
+    source: Source
     data: Annotated[str | None, DEFAULT_TOLD] = None
     """What comvex train takes as its data: a name, a folder of class folders, a CSV file. Default: what the run was
     trained on."""

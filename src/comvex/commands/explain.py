@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from comvex.commands.options import DEFAULT_TOLD, ConfigFile, Pictures, read_config
-from comvex.errors import UserError
+from comvex.commands.options import DEFAULT_TOLD, ConfigFile, Pictures, Source, given_or_packaged, read_config
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,9 @@ class Explain:
       comvex explain runs/mine photo.jpg --layer 4 --query 3,7 --out report   # one layer, from column 3, row 7
     """
 
-    source: Annotated[Positional[str], arg(name="run", metavar="RUN")]
-    """Run folder of comvex train, a weights file (ours, timm's or the official repository's), a published name such as
-    convit_tiny.fb_in1k, or OWNER/NAME on the Hugging Face Hub."""
+    source: Source
     pictures: Pictures
-    """Picture files."""
+    """Picture files. Default for convit_fashion_mnist: the ten that come with it."""
     out: Path
     """Folder for report.html, the figures as PNGs and heads.csv."""
     layer: Annotated[tuple[int, ...], DEFAULT_TOLD] = ()
@@ -52,11 +49,9 @@ class Explain:
     def run(self) -> int:
         from comvex.explain.report import explain
 
-        if not self.pictures:
-            raise UserError("No picture is given: name at least one picture file after the run folder.")
         found = explain(
             self.source,
-            self.pictures,
+            given_or_packaged(self.pictures, self.source),
             out=self.out,
             layers=self.layer,
             heads=self.head,

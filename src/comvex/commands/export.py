@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from comvex.commands.options import DEFAULT_TOLD, ConfigFile, read_config
+from comvex.commands.options import DEFAULT_TOLD, ConfigFile, Source, read_config
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class Export:
     bfloat16.
     """
 
-    source: Annotated[Positional[str], arg(name="run", metavar="RUN")]
-    """Run folder of comvex train, a weights file (ours, timm's or the official repository's), a published name such as
-    convit_tiny.fb_in1k, or OWNER/NAME on the Hugging Face Hub."""
+    source: Source
     to: Literal["onnx", "openvino", "torch"]
     """onnx: model.onnx. openvino: model.xml and model.bin. torch: model.pt2, a program of torch.export."""
     out: Annotated[Path | None, DEFAULT_TOLD] = None
@@ -49,7 +47,7 @@ class Export:
     """Pictures a call, unless --dynamic batch leaves that open."""
     data: Annotated[str | None, DEFAULT_TOLD] = None
     """Pictures to compare with (test part) and to calibrate int8 on (training part). Default: the run's own; without
-    any, two photographs to compare with."""
+    any, to compare, the pictures that come with convit_fashion_mnist, or two photographs."""
     num_calibration: int = 300
     """Pictures that int8 is calibrated on."""
     config: ConfigFile = None

@@ -7,11 +7,24 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from comvex.errors import UserError
+from comvex.help import DEFAULT_TOLD
+
+__all__ = ["DEFAULT_TOLD", "ConfigFile", "Pictures", "Source"]
+
 if TYPE_CHECKING:
     from comvex.convit.config import ConViTConfig
 
-DEFAULT_TOLD = arg(help_behavior_hint="")
-"""For an argument whose text says what its default is: the help would say "(default: None)" after it."""
+Source = Annotated[
+    Positional[str],
+    arg(
+        name="run",
+        metavar="RUN",
+        help="Run folder of comvex train, a weights file (ours, timm's or the official repository's), "
+        "convit_fashion_mnist (part of comvex), a published name such as convit_tiny.fb_in1k, or OWNER/NAME on the "
+        "Hugging Face Hub.",
+    ),
+]
 
 Pictures = Annotated[Positional[tuple[Path, ...]], arg(metavar="PICTURE...", help_behavior_hint="(required)")]
 
@@ -31,3 +44,16 @@ def read_config(file: Path | None) -> ConViTConfig | None:
     from comvex.convit.config import ConViTConfig
 
     return None if file is None else ConViTConfig.from_json(file)
+
+
+def given_or_packaged(pictures: tuple[Path, ...], source: str) -> tuple[Path, ...]:
+    """The pictures given, else those that come with a packaged model; raises ``ValueError`` if there are none."""
+    from comvex.convit.published import hint, packaged_pictures, split_name
+
+    found = pictures or packaged_pictures(source)
+    if not found:
+        known = Path(source).exists() or split_name(source) is not None
+        raise UserError(
+            f"No picture is given: {'' if known else hint(source)}Name at least one picture file after the run folder."
+        )
+    return found

@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from typing import Annotated
 
-from tyro.conf import Positional, arg
-
-from comvex.commands.options import ConfigFile, Pictures, read_config
-from comvex.errors import UserError
+from comvex.commands.options import ConfigFile, Pictures, Source, given_or_packaged, read_config
 
 
 @dataclass(frozen=True)
@@ -18,13 +14,14 @@ class Predict:
     """Say what is on pictures: the most probable classes of each, with their probabilities.
 
     Takes picture files of any size; grey, 16-bit grey, RGB, transparent, CMYK, turned by EXIF.
+
+      comvex predict runs/mine photo.jpg
+      comvex predict convit_fashion_mnist     # a model and ten pictures that are part of comvex
     """
 
-    source: Annotated[Positional[str], arg(name="run", metavar="RUN")]
-    """Run folder of comvex train, a weights file (ours, timm's or the official repository's), a published name such as
-    convit_tiny.fb_in1k, or OWNER/NAME on the Hugging Face Hub."""
+    source: Source
     pictures: Pictures
-    """Picture files."""
+    """Picture files. Default for convit_fashion_mnist: the ten that come with it."""
     top: int = 5
     """How many classes to tell for each."""
     config: ConfigFile = None
@@ -36,10 +33,12 @@ class Predict:
     def run(self) -> int:
         from comvex.inference.predictor import predict_files
 
-        if not self.pictures:
-            raise UserError("No picture is given: name at least one picture file after the run folder.")
         predictions, problems = predict_files(
-            self.source, self.pictures, top=self.top, config=read_config(self.config), device=self.device
+            self.source,
+            given_or_packaged(self.pictures, self.source),
+            top=self.top,
+            config=read_config(self.config),
+            device=self.device,
         )
         if self.json:
             print(json.dumps({"predictions": predictions, "unreadable": problems}))

@@ -12,19 +12,23 @@ if TYPE_CHECKING:
     from comvex.convit.weights import WeightsInfo
 
 MARK = "<!-- Written by comvex from what is known of the weights; a card without this line is left alone. -->"
-PERCENTAGES = ("top1", "top5", "map")
+PERCENTAGES = ("top1", "top5", "map", "calibration_error")
 """Ends of the names of figures in percent."""
 IN_WORDS = {
     "val": "validation",
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
     "map": "mean average precision",
+    "num": "number of",
 }
 """Parts of the names of figures that a reader may not know."""
 
 
 def model_card(config: ConViTConfig, info: WeightsInfo | None, *, repository: str = "OWNER/NAME") -> str:
-    """Markdown with the Hub's metadata in front; figures and data are those that the weights came with."""
+    """Markdown with the Hub's metadata in front; figures and data are those that the weights came with.
+
+    ``repository`` is what ``comvex.load`` takes: "owner/name" on the Hub, or the name of a packaged model.
+    """
     figures = dict(info.figures) if info is not None else {}
     data = figures.pop("data", None)
     head = ModelCardData(
@@ -51,12 +55,13 @@ def model_card(config: ConViTConfig, info: WeightsInfo | None, *, repository: st
     if figures:
         rows = [f"| {in_words(name)} | {number(name, value)} |" for name, value in figures.items()]
         lines += ["## Measured\n", "| figure | value |", "| --- | --- |", *rows, ""]
+    described = "  # this repository, or a folder with its files" if "/" in repository else ""
     lines += [
         "## Use\n",
         "```python",
         "import comvex",
         "",
-        f'predictor = comvex.load("{repository}")  # this repository, or a folder with its files',
+        f'predictor = comvex.load("{repository}"){described}',
         'predictor.predict(["photo.jpg"])',
         "```\n",
     ]

@@ -1,4 +1,4 @@
-"""Where weights are found: files and folders here, published models by name, repositories of the Hugging Face Hub."""
+"""Where weights are found: files and folders here, models by name (packaged or published), the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -49,6 +49,10 @@ TAGS = ("fb_in1k", OFFICIAL)
 NAMES = tuple(f"{name}.fb_in1k" for name in PUBLISHED)
 ALIASES = ("convit_ti", "convit_s", "convit_b")
 """What the presets of the same sizes are called, for a hint."""
+PACKAGED = {"convit_fashion_mnist": "fashion-mnist"}
+"""Models that are part of comvex, each with the data that it was trained on, as ``--data`` calls them."""
+PACKAGED_FOLDER = Path(__file__).parents[1] / "packaged"
+"""Where they lie: a folder each with weights, config.json, a model card, and a few pictures to try it on."""
 UNPUBLISHED = tuple(f"{name}_plus" for name in (*PUBLISHED, *ALIASES))
 FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -61,6 +65,23 @@ def split_name(name: str) -> tuple[str, str] | None:
     return None
 
 
+def packaged_folder(source: str | Path) -> Path | None:
+    """The folder of a packaged model; None for any other source, such as a file or folder here of the same name."""
+    return PACKAGED_FOLDER / source if str(source) in PACKAGED and not Path(source).exists() else None
+
+
+def packaged_pictures(source: str | Path) -> tuple[Path, ...]:
+    """The pictures that come with a packaged model, one of each class in their order; none for any other source."""
+    folder = packaged_folder(source)
+    return () if folder is None else tuple(sorted((folder / "pictures").glob("*.png")))
+
+
+def such_as_data(source: str | Path) -> str:
+    """How to go on where a sentence has asked for --data, if it is known; else nothing."""
+    known = packaged_folder(source) is not None
+    return f", such as --data {PACKAGED[str(source)]}, which it was trained on" if known else ""
+
+
 class Found(NamedTuple):
     """A weights file, and what was published of it if its name was one of the published ones."""
 
@@ -70,7 +91,8 @@ class Found(NamedTuple):
 
 def find_weights(source: str | Path, **download: Any) -> Found:
     """The weights file that ``source`` stands for: a file; a run folder (its best weights); a folder with
-    model.safetensors or one other weights file; a published name; ``owner/name`` on the Hugging Face Hub.
+    model.safetensors or one other weights file; the name of a packaged or published model; ``owner/name`` on the
+    Hugging Face Hub.
 
     ``download`` goes to ``huggingface_hub.hf_hub_download`` (``revision``, ``cache_dir``, ``token`` ...). What is in
     the local cache is taken from there. Raises ``ValueError`` that says what to fetch and where to put it.
@@ -84,6 +106,9 @@ def find_weights(source: str | Path, **download: Any) -> Found:
         raise UserError(f"The weights {source} cannot be read: {error.strerror}.") from error
     if is_folder:
         return Found(find_in_folder(path))
+    packaged = packaged_folder(source)
+    if packaged is not None:
+        return Found(packaged / WEIGHTS_NAME)
     name = str(source)
     model = name.removeprefix(HUB_PREFIX).removeprefix("timm/").partition(".")[0]
     if model.lower() in UNPUBLISHED:
@@ -103,13 +128,13 @@ def find_weights(source: str | Path, **download: Any) -> Found:
         raise UserError(f"There is no run folder or weights file {name}: give the --out folder of a comvex train.")
     raise UserError(
         f"There is no run folder, weights file or published model {name!r}: {hint(name)}Published are "
-        f"{', '.join(NAMES)}."
+        f"{', '.join(NAMES)}; part of comvex is {', '.join(PACKAGED)}."
     )
 
 
 def hint(name: str) -> str:
-    """The published name that is nearest to a mistyped one, as a question; empty if none is near."""
-    known = dict(zip((*NAMES, *ALIASES), 2 * NAMES, strict=True))
+    """The name that is nearest to a mistyped one, as a question; empty if none is near."""
+    known = dict(zip((*NAMES, *ALIASES, *PACKAGED), (*NAMES, *NAMES, *PACKAGED), strict=True))
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     return f"did you mean {known[near[0]]!r}? " if near else ""
 

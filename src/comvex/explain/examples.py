@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from comvex.convit.published import packaged_pictures
 from comvex.data.sources import open_data
 from comvex.errors import UserError
 from comvex.explain.seen import as_8_bit
@@ -19,10 +20,15 @@ IN_MEMORY = ("digits", "fashion-mnist", "cifar10", "cifar100")
 
 
 def example_pictures(source: str | Path, predictor: Predictor) -> tuple[list[tuple[Image.Image, str]], str]:
-    """Pictures with their names, at least one: test pictures of a run's data, else scikit-learn's photographs.
+    """Pictures with their names, at least one: test pictures of a run's data, those that come with a packaged model, or
+    else scikit-learn's photographs.
 
     The second is a sentence that says why they are not the run's own, or nothing.
     """
+    if files := packaged_pictures(source):
+        return [
+            (as_8_bit(predictor.read(file)), label) for file, label in zip(files, predictor.labels, strict=True)
+        ], ""
     folder = Path(source)
     if not folder.is_dir() or not (folder / "recipe.json").is_file():
         return photographs(), ""

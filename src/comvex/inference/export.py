@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from comvex import run_folder
 from comvex.convit.config import ConViTConfig, as_pair, check_integer
 from comvex.convit.model import ConViTWithLinearClassifier
+from comvex.convit.published import packaged_pictures, such_as_data
 from comvex.convit.weights.config_file import CONFIG_NAME
 from comvex.data.loading import evaluation_loader
 from comvex.data.picture_set import PictureSet
@@ -137,8 +138,9 @@ def export_model(
     """Export the weights of ``source`` into the folder ``out``, compare the result with them, and say how it went.
 
     ``out`` is by default exported/RUNTIME-PRECISION in the run. ``data`` has the pictures to compare with and to
-    calibrate on: by default those of the run, else, to compare, scikit-learn's two photographs. The logits are compared
-    with those of the eager model in float32, on test pictures, of two sizes if the size is open.
+    calibrate on: by default those of the run, else, to compare, those that come with a packaged model or scikit-learn's
+    two photographs. The logits are compared with those of the eager model in float32, on test pictures, of two sizes if
+    the size is open.
 
     Raises ``ValueError`` for what cannot be exported, and if the exported model computes something else than the
     weights do by more than its precision explains: then nothing is left of it.
@@ -210,10 +212,13 @@ def fit_size(predictor: Predictor[ConViTWithLinearClassifier], plan: ExportPlan)
 
 
 def comparison_pictures(source: str | Path, data: str | None, preprocessing: Preprocessing) -> RealPictures:
-    """Test pictures of the data named, or of the run's own; scikit-learn's photographs where neither is at hand.
+    """Test pictures of the data named, or of the run's own; where neither is at hand those that come with a packaged
+    model, or scikit-learn's photographs.
 
     Raises ``ValueError`` if the data named cannot be read.
     """
+    if data is None and (files := packaged_pictures(source)):
+        return RealPictures(f"those that come with {source}", PictureSet(files, np.arange(len(files))))
     photographed = RealPictures("scikit-learn's photographs", photographs(full_depth=preprocessing.full_depth))
     if data is None and not (Path(source) / run_folder.RECIPE).is_file():
         return photographed
@@ -233,7 +238,8 @@ def calibration_pictures(
     """Training pictures of the data named, or of the run's own; raises ``ValueError`` if there are none."""
     if data is None and not (Path(source) / run_folder.RECIPE).is_file():
         raise UserError(
-            f"int8 is calibrated on training pictures, and {source} is no run: --data must say where some are."
+            f"int8 is calibrated on training pictures, and {source} is no run: --data must say where some are"
+            f"{such_as_data(source)}."
         )
     data_set = evaluation_data(source, data, part="train").read_at(full_depth=preprocessing.full_depth)
     return RealPictures(data_set.name, spread(data_set.train, plan.num_calibration))

@@ -17,6 +17,7 @@ from comvex import run_folder
 from comvex.convit.analysis import without_position_embedding
 from comvex.convit.config import ConViTConfig, as_pair
 from comvex.convit.model import ConViTBackbone
+from comvex.convit.published import such_as_data
 from comvex.data.loading import evaluation_loader
 from comvex.data.picture_set import PictureSet
 from comvex.data.sources import DataSet, find_data, open_data, set_aside
@@ -71,7 +72,7 @@ def evaluation_data(source: str | Path, data: str | None, *, part: Part) -> Data
     run = Path(source)
     is_run = (run / run_folder.RECIPE).exists()
     if data is None and not is_run:
-        raise UserError(f"{source} is no run folder: --data must say what to evaluate it on.")
+        raise UserError(f"{source} is no run folder: --data must say what to evaluate it on{such_as_data(source)}.")
     recipe = run_folder.read_recipe(run) if is_run else {}
     split = {name: recipe[name] for name in ("split_seed", "fraction", "val_fraction") if name in recipe}
     if data is None:
