@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from comvex.bench.models import plain_vit
 from comvex.convit import ConViTConfig
 from comvex.files import write_text
 from comvex.study.carry_out import STUDY, read_study
@@ -36,18 +37,7 @@ from comvex.training.trainer import Plan, evaluate_part, make_plan, step_order, 
 
 def timm_vit(config: ConViTConfig) -> VisionTransformer:
     """timm's ViT of the same width, depth, heads and patches, with the config that a ``Learner`` looks at."""
-    model = VisionTransformer(
-        img_size=config.image_size,
-        patch_size=config.patch_size,
-        in_chans=config.image_channel,
-        num_classes=config.num_classes,
-        embed_dim=config.dim,
-        depth=config.num_local_layers + config.num_nonlocal_layers,
-        num_heads=config.num_heads,
-        mlp_ratio=config.ff_dim / config.dim,
-        drop_path_rate=config.drop_path,
-        weight_init="jax",
-    )
+    model = plain_vit(config, drop_path_rate=config.drop_path, weight_init="jax")
     model.config = config  # pyright: ignore[reportArgumentType]
     return model
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 import torch.nn.functional as F
@@ -31,8 +33,11 @@ def build(contestant: Contestant, config: ConViTConfig) -> nn.Module:
         return theirs
 
 
-def plain_vit(config: ConViTConfig) -> VisionTransformer:
-    """timm's ``VisionTransformer`` as it comes, with fused attention and biases of q, k and v."""
+def plain_vit(config: ConViTConfig, **options: Any) -> VisionTransformer:
+    """timm's ``VisionTransformer`` as it comes, with fused attention and biases of q, k and v.
+
+    ``options`` are more of its arguments, such as ``weight_init``.
+    """
     model = VisionTransformer(
         img_size=config.image_size,
         patch_size=config.patch_size,
@@ -42,6 +47,7 @@ def plain_vit(config: ConViTConfig) -> VisionTransformer:
         depth=config.num_local_layers + config.num_nonlocal_layers,
         num_heads=config.num_heads,
         mlp_ratio=config.ff_dim / config.dim,
+        **options,
     )
     assert type(model) is VisionTransformer
     assert all(block.attn.fused_attn for block in model.blocks)  # pyright: ignore[reportAttributeAccessIssue]
