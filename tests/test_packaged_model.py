@@ -23,7 +23,7 @@ import comvex
 from comvex.cli import main, parse
 from comvex.commands.train import Train
 from comvex.convit import ConViTWithLinearClassifier, load_model, load_weights
-from comvex.convit.published import PACKAGED, PACKAGED_FOLDER, WEIGHTS_NAME, find_weights
+from comvex.convit.published import PACKAGED, PACKAGED_FOLDER, WEIGHTS_NAME, find_weights, packaged_pictures
 from comvex.convit.weights import file_sha256
 from comvex.data import small_sets, sources
 from comvex.data.augmentation import Augmentation
@@ -181,7 +181,9 @@ def test_the_name_stands_for_it_everywhere_and_a_file_here_comes_first(elsewhere
     assert load_weights(other, NAME).changes == ()
     assert torch.equal(other.cls_token, model.cls_token)
     assert comvex.load(NAME).predict(PICTURES[1])[0][0].label in model.info.labels
+    assert packaged_pictures(NAME) == tuple(PICTURES)
     (elsewhere / NAME).mkdir()
+    assert packaged_pictures(NAME) == ()
     with pytest.raises(ValueError, match=f"The folder {NAME} is no run folder"):
         find_weights(NAME)
 
