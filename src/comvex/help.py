@@ -4,8 +4,8 @@ from tyro.conf import arg
 
 
 def unless_none(default: str) -> str:
-    """What the help says of a default, where the text does not say what None means already."""
-    return "" if default == "None" else f"(default: {default})"
+    """What the help says of a default, where the text does not say what None, or nothing, means already."""
+    return "" if default in ("None", "") else f"(default: {default})"
 
 
 DEFAULT_TOLD = arg(help_behavior_hint=unless_none)

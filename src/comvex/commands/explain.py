@@ -26,7 +26,7 @@ class Explain:
 
     source: Source
     pictures: Pictures
-    """Picture files. Default for convit_fashion_mnist: the ten that come with it."""
+    """Picture files (required, but for convit_fashion_mnist, which has ten of its own)."""
     out: Path
     """Folder for report.html, the figures as PNGs and heads.csv."""
     layer: Annotated[tuple[int, ...], DEFAULT_TOLD] = ()

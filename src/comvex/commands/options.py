@@ -26,7 +26,7 @@ Source = Annotated[
     ),
 ]
 
-Pictures = Annotated[Positional[tuple[Path, ...]], arg(metavar="PICTURE...", help_behavior_hint="(required)")]
+Pictures = Annotated[Positional[tuple[Path, ...]], arg(metavar="PICTURE...", help_behavior_hint="")]
 
 ConfigFile = Annotated[
     Path | None,

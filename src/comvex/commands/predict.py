@@ -21,7 +21,7 @@ class Predict:
 
     source: Source
     pictures: Pictures
-    """Picture files. Default for convit_fashion_mnist: the ten that come with it."""
+    """Picture files (required, but for convit_fashion_mnist, which has ten of its own)."""
     top: int = 5
     """How many classes to tell for each."""
     config: ConfigFile = None
