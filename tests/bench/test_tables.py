@@ -3,6 +3,7 @@
 Tiny sizes, on whatever machine this is: no time is asserted.
 """
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from comvex.bench.gemm import gemm_peak
+from comvex.bench.peak_memory import of_process
+from comvex.bench.plan import preset_configs
 from comvex.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +34,19 @@ def quick(monkeypatch):
     """Products of 64 x 64 for the GEMM peak, since those of 2048 take seconds."""
     small = functools.partial(gemm_peak, repeats=1)
     monkeypatch.setattr("comvex.bench.run.gemm_peak", lambda device, sides: small(device=device, sides=(64,)))
+
+
+@pytest.fixture
+def small(scripts, monkeypatch):
+    """Two layers instead of twelve, and memory taken in this process: a process for each form takes a minute."""
+
+    def shallow(names, sizes):
+        changes = {"num_local_layers": 1, "num_nonlocal_layers": 1}
+        found = preset_configs(names, sizes)
+        return {name: [dataclasses.replace(config, **changes) for config in found[name]] for name in found}
+
+    monkeypatch.setattr(scripts["speed"], "preset_configs", shallow)
+    monkeypatch.setattr("comvex.bench.run.peak_memory", lambda job: float(of_process("VmHWM")))
 
 
 def record_of(out: Path, name: str) -> dict:
@@ -58,7 +74,7 @@ def check_tables(markdown: str) -> list[list[str]]:
 
 
 def test_speed_is_recorded_scene_by_scene_and_an_interrupted_command_goes_on(
-    scripts, quick, tmp_path, monkeypatch, capsys
+    scripts, quick, small, tmp_path, monkeypatch, capsys
 ):
     speed = scripts["speed"]
     arguments = ["eager", "--preset", "ConViT_Ti", "--size", "32:2", "--rounds", "7", "--threads", "1"]
@@ -90,7 +106,7 @@ def test_speed_is_recorded_scene_by_scene_and_an_interrupted_command_goes_on(
     check_tables(table)
 
 
-def test_runtimes_have_low_precision_and_timms_model_as_published(scripts, quick, tmp_path):
+def test_runtimes_have_low_precision_and_timms_model_as_published(scripts, quick, small, tmp_path):
     pytest.importorskip("nncf")
     arguments = ["runtimes", "--preset", "ConViT_Ti", "--size", "32:2", "--rounds", "7", "--threads", "1"]
     scripts["speed"].main([*arguments, "--out", str(tmp_path)])
@@ -108,7 +124,7 @@ def test_runtimes_have_low_precision_and_timms_model_as_published(scripts, quick
     assert "The fastest form of ConViT_Ti" in page
 
 
-def test_growth_has_an_exponent(scripts, quick, tmp_path):
+def test_growth_has_an_exponent(scripts, quick, small, tmp_path):
     arguments = ["growth", "--size", "32:1", "64:1", "--mode", "inference", "--rounds", "7", "--threads", "1"]
     scripts["speed"].main([*arguments, "--out", str(tmp_path)])
     exponents, times = check_tables((tmp_path / "growth.md").read_text())
