@@ -63,8 +63,8 @@ class GatedPositionalSelfAttention(nn.Module):
     Three switches make the rows of the paper's ablation (Table 3); none of them changes the names of the weights.
     Without ``train_gates`` the gating parameters are 0 for good (s = 0.5: content and position have equal parts).
     Without ``convolutional_init`` positional weights and value matrix start truncated normal, the former with standard
-    deviation 0.02, the latter with ``init_std``, as all other matrices. With ``freeze_positional`` no weight of the module is trained. What is frozen has no gradient, so
-    that optimisers and DDP leave it alone.
+    deviation 0.02, the latter with ``init_std``, as all other matrices. With ``freeze_positional`` no weight of
+    the module is trained. What is frozen has no gradient, so that optimisers and DDP leave it alone.
 
     ``attention_dropout`` drops the whole attention map of a head, per picture, as ``nn.Dropout2d`` on the map would.
 
