@@ -4,8 +4,8 @@ No trial sees a test picture: each trains on 5,400 of Fashion-MNIST's training p
 judged on 2,700 others of them. Both architectures have the same trials. It can be stopped and repeated, and several
 processes share the trials: finished runs are kept, an unfinished one goes on.
 
-    python benchmarks/small_data_trials.py --out runs/trials
-    python benchmarks/small_data_trials.py --out runs/trials --results docs/results/small-data   # and record them
+    python benchmarks/small_data_trials.py                                     # what is recorded is not trained again
+    python benchmarks/small_data_trials.py --out runs/trials --data FOLDER     # the same trials on other pictures
 """
 
 import argparse
@@ -105,8 +105,9 @@ def report_lines(rows: list[dict[str, Any]]) -> list[str]:
         "| trial | changes | ConViT, % | to the start | plain ViT, % | to the start |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    for name, changes in TRIALS.items():
-        cells = [name, f"`{json.dumps(changes)}`"]
+    run = [name for name in TRIALS if any(row["trial"] == name for row in rows)]
+    for name in run:
+        cells = [name, f"`{json.dumps(TRIALS[name])}`"]
         for architecture in (CONVIT, PLAIN):
             top1, start = found.get((name, architecture)), found.get(("start", architecture))
             cells.append("-" if top1 is None else f"{top1:.2f}")
@@ -115,13 +116,19 @@ def report_lines(rows: list[dict[str, Any]]) -> list[str]:
     hours = sum(row["seconds"] for row in rows) / 3600
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
     command = shlex.join(["python", *sys.argv])
-    return [*lines, "", f"{hours:.2f} hours of training in all; {machine}. Made by `{command}`."]
+    lines += ["", f"{hours:.2f} hours of training in all; {machine}. Made by `{command}`."]
+    missing = [name for name in TRIALS if name not in run]
+    return [*lines, f"Not run yet: {'; '.join(missing)}."] if missing else lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/small-data-trials"), help="run folders")
-    parser.add_argument("--results", type=Path, help="folder for trials.csv and trials.md")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("docs/results/small-data"),
+        help="folder for trials.csv, trials.md and the runs",
+    )
     parser.add_argument("--data", default="fashion-mnist", help="as in comvex train")
     parser.add_argument("--only", nargs="+", choices=list(TRIALS), default=list(TRIALS), help="these trials, in order")
     parser.add_argument("--shown", type=int, default=120_000, help="pictures that a run shows, with repeats")
@@ -137,9 +144,9 @@ def main() -> None:
                 )
     rows = rows_of(options.out, data=options.data, shown=options.shown)
     print("\n".join(report_lines(rows)))
-    if options.results is not None and rows:
-        write_table(options.results / "trials.csv", rows)
-        write_text(options.results / "trials.md", "\n".join(report_lines(rows)) + "\n")
+    if rows:
+        write_table(options.out / "trials.csv", rows)
+        write_text(options.out / "trials.md", "\n".join(report_lines(rows)) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ def test_both_architectures_have_the_same_trials_and_no_test_picture_is_seen(tmp
         "--threads",
         "1",
     ]
-    words += ["--out", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    words += ["--out", str(tmp_path / "results")]
     monkeypatch.setattr("sys.argv", words)
     script["main"]()
-    runs = sorted(path.parent for path in (tmp_path / "runs").rglob("summary.json"))
+    runs = sorted(path.parent for path in (tmp_path / "results").rglob("summary.json"))
     assert len(runs) == 4
     recipes = [read_recipe(run) for run in runs]
     assert sorted((r["model"]["heads"], r["model"]["use_gpsa"]) for r in recipes) == [

@@ -131,7 +131,7 @@ class ConViTConfig:
     """False starts the positional weights and the value matrix as any other matrix, not as a convolution (Table 3)."""
     init_std: float = 0.02
     """Standard deviation of the truncated normal that all matrices of the layers start from. 0.02 is the paper's, for
-    tokens some hundred numbers wide; narrow ones learn several times faster from 1 / sqrt(dim)."""
+    tokens some hundred numbers wide; narrow ones learn faster from 1 / sqrt(dim)."""
     freeze_positional: bool = False
     """True leaves all of the gated positional self-attention as it is initialised, from its queries to its projection:
     in the local layers only norms and feed-forward learn (Table 3)."""

@@ -27,8 +27,7 @@ INITIAL_WEIGHTS = 11
 """Purpose that a seed is derived for."""
 
 SMALL_DIM = 72
-"""Token width of the small model; with 9 heads, whose 3 x 3 kernels learn more from the same pictures than 2 x 2 ones
-(docs/results/small-data)."""
+"""Token width of the small model; 9 heads divide it, which start as the 3 x 3 kernel of a convolution."""
 SMALL_HEADS = (9, 4, 1)
 """The first of these that divides the width is its number of heads."""
 SMALL_DEPTH = {"num_local_layers": 4, "num_nonlocal_layers": 2}

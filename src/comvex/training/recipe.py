@@ -55,8 +55,8 @@ class Architecture:
     convolutional_init: bool = True
     """False starts GPSA at random instead of as a convolution."""
     init_std: Annotated[float | None, DEFAULT_TOLD] = None
-    """Standard deviation of the matrices' start. Default: 1 / sqrt(dim), with which narrow tokens learn several times
-    faster; presets 0.02 as in the paper."""
+    """Standard deviation of the matrices' start. Default: 1 / sqrt(dim), with which narrow tokens learn faster;
+    presets 0.02 as in the paper."""
     freeze_positional: bool = False
     """True leaves GPSA as it is initialised: of the local layers only norms and feed-forward are trained."""
 
