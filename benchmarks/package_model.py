@@ -11,13 +11,12 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import re
 import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from PIL import Image, ImageOps
 
 import comvex
 from comvex import run_folder
+from comvex.bench.machine import processor
 from comvex.cli import parse
 from comvex.commands.train import Train
 from comvex.convit import load_model, save_weights
@@ -39,7 +39,7 @@ from comvex.errors import UserError
 from comvex.files import temporary_beside, write_text
 from comvex.inference.predictor import Predictor, load
 from comvex.inference.run_evaluation import evaluate_run
-from comvex.training.recipe import Recipe
+from comvex.training.recipe import Recipe, changed_words
 from comvex.training.recipes import RECIPES
 
 NAME = "convit_fashion_mnist"
@@ -140,30 +140,12 @@ def command_of(recipe: Recipe) -> str:
     standard = RECIPES["small-data"](recipe.model.preset).recipe
     words = [
         "train",
-        "--data",
-        recipe.data,
-        *changed_words(recipe.to_dict(), standard.to_dict() | {"data": recipe.data}),
-    ]
+        *changed_words(recipe.to_dict(), standard.to_dict() | {"data": None}),
+    ]  # the data are always named
     parsed = parse(words)
     assert isinstance(parsed, Train)
     assert parsed.recipe == recipe, f"{words} is another recipe"
     return shlex.join(["comvex", *words, "--out", f"runs/{NAME}"])
-
-
-def changed_words(values: Mapping[str, Any], standard: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs from the standard values, as words of the command line."""
-    words = []
-    for name, value in values.items():
-        option = name.replace("_", "-")
-        if isinstance(value, dict):
-            words += changed_words(value, standard[name], f"{prefix}{option}.")
-        elif value == standard[name]:
-            continue
-        elif isinstance(value, bool):
-            words.append(f"--{prefix}{'' if value else 'no-'}{option}")
-        else:
-            words += [f"--{prefix}{option}", *map(str, value if isinstance(value, list) else [value])]
-    return words
 
 
 # Measuring
@@ -271,10 +253,7 @@ licence beside them. The SHA-256 of the weights is in `config.json` and is check
 
 def this_machine() -> str:
     """Processor, cores and PyTorch, for figures to stand beside."""
-    file = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*:\s*(.+)", file.read_text()) if file.exists() else None
-    processor = named[1] if named else platform.processor() or platform.machine()
-    return f"{processor}, {os.cpu_count()} cores, PyTorch {torch.__version__.partition('+')[0]}"
+    return f"{processor()}, {os.cpu_count()} cores, PyTorch {torch.__version__.partition('+')[0]}"
 
 
 def main() -> None:

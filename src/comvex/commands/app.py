@@ -7,7 +7,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from comvex.commands.options import DEFAULT_TOLD, ConfigFile, Source, read_config
+from comvex.commands.options import ConfigFile, Source, read_config
+from comvex.help import DEFAULT_TOLD
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Annotated
 
 from comvex.bench.names import GROWING_SIZES, Mode, Precision, Rival, Runtime
-from comvex.commands.options import DEFAULT_TOLD
 from comvex.errors import UserError
+from comvex.help import DEFAULT_TOLD
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from comvex.commands.options import DEFAULT_TOLD
+from comvex.help import DEFAULT_TOLD
 
 
 @dataclass(frozen=True)

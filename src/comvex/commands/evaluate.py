@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from comvex.commands.options import DEFAULT_TOLD, ConfigFile, Source, read_config
+from comvex.commands.options import ConfigFile, Source, read_config
+from comvex.help import DEFAULT_TOLD
 
 MOST_TOLD = 20
 """With more classes than this only the worst are told; per_class.csv has all."""

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from comvex.commands.options import DEFAULT_TOLD, ConfigFile, Pictures, Source, given_or_packaged, read_config
+from comvex.commands.options import ConfigFile, Pictures, Source, given_or_packaged, read_config
+from comvex.help import DEFAULT_TOLD
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from comvex.errors import UserError
-from comvex.help import DEFAULT_TOLD
-
-__all__ = ["DEFAULT_TOLD", "ConfigFile", "Pictures", "Source"]
 
 if TYPE_CHECKING:
     from comvex.convit.config import ConViTConfig

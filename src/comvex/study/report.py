@@ -16,8 +16,7 @@ from comvex.files import write_table, write_text
 from comvex.study.figures import draw_ablation, draw_learning_curves, draw_sample_efficiency, label
 from comvex.study.plan import CONVIT, LONGEST, PATIENCE, PLATEAU_FRACTION, PlannedRun, Study
 from comvex.study.results import Comparison, Result, Summary, compare, read_result, summarise
-from comvex.training.recipe import Recipe
-from comvex.training.runs import flattened
+from comvex.training.recipe import Recipe, changed_words
 
 RESULTS, CURVES, REPORT = "results.csv", "curves.csv", "report.md"
 FIGURE, CURVES_FIGURE = "figure.png", "curves.png"
@@ -190,16 +189,8 @@ def command(study: Study) -> str:
     words += ["--seeds", *map(str, study.seeds)]
     if study.stretch != 1:
         words += ["--stretch", f"{study.stretch:g}"]
-    standard = flattened(Recipe().to_dict())
-    for name, value in flattened(study.recipe.to_dict()).items():
-        if name == "data" or value != standard[name]:
-            words += flag(name, value)
+    words += changed_words(study.recipe.to_dict(), Recipe().to_dict() | {"data": None})  # the data are always named
     return shlex.join(words)
-
-
-def flag(name: str, value: Any) -> list[str]:
-    """A setting of a recipe as words of the command line."""
-    return ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, list) else [value])]
 
 
 def machine() -> str:

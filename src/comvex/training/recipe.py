@@ -237,6 +237,22 @@ class Options:
                 raise UserError(f"{name} is {value}: it must be at least {least}.")
 
 
+def changed_words(values: dict[str, Any], standard: dict[str, Any], prefix: str = "") -> list[str]:
+    """What a recipe, as plain values, has other than the standard one, as words of the command line."""
+    words = []
+    for name, value in values.items():
+        option = name.replace("_", "-")
+        if isinstance(value, dict):
+            words += changed_words(value, standard[name], f"{prefix}{option}.")
+        elif value == standard[name]:
+            continue
+        elif isinstance(value, bool):
+            words.append(f"--{prefix}{'' if value else 'no-'}{option}")
+        else:
+            words += [f"--{prefix}{option}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """What two recipes, as plain values, have different: "name: old -> new" for each."""
     found = []
