@@ -84,6 +84,30 @@ def copied(folders, tmp_path) -> Path:
     return Path(shutil.copytree(folders["onnx"], tmp_path / "copied"))
 
 
+SIGNALS = """
+import faulthandler, signal, subprocess, sys
+from pathlib import Path
+import numpy as np
+from comvex.inference.programs import read_for_openvino
+from comvex.inference.quantisation import quantise
+from comvex.inference.runtimes import open_openvino
+
+faulthandler.enable()  # as pytest and notebooks do: handlers have a stack of their own
+signal.signal(signal.SIGCHLD, lambda *_: print("handled"))  # as PyTorch's loader does
+onnx_file, model = map(Path, sys.argv[1:])
+pictures = np.random.default_rng(0).standard_normal((4, 1, 8, 8), np.float32)
+opened = [open_openvino(model, hint="f32", threads=1) for _ in range(3)]
+for run in opened:
+    run(pictures)
+del run
+while opened:
+    opened.pop(0)
+subprocess.run(["true"])
+quantised = [quantise(read_for_openvino(onnx_file), [pictures]) for _ in range(2)]
+subprocess.run(["true"])
+"""
+
+
 def digits(num: int, *, run: Path, size: tuple[int, int] = (8, 8)) -> torch.Tensor:
     """Test pictures as the run's model wants them: (num, 1, height, width)."""
     transform = comvex.load(run).transform
@@ -161,6 +185,14 @@ def test_a_bfloat16_program_of_pytorch_computes_in_bfloat16_between_float32(smal
     # The size is fixed: positional softmaxes were computed while exporting, content attention is one fused call
     assert not [node for node in program.graph.nodes if "softmax" in str(node.target)]
     assert comvex.load_exported(tmp_path / "out").model(digits(2, run=small_run)).dtype == torch.float32
+
+
+def test_signals_are_handled_after_models_were_released_in_any_order(folders):
+    """OpenVINO changes the stack that a thread handles signals on, and may leave it one that is gone."""
+    arguments = [str(folders["onnx"] / "model.onnx"), str(folders["openvino"] / "model.xml")]
+    done = subprocess.run([sys.executable, "-c", SIGNALS, *arguments], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("handled") >= 2
 
 
 @pytest.mark.parametrize("name", ["onnx", "fixed", "openvino"])

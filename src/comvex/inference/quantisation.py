@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from comvex.inference.runtimes import Floats
+from comvex.inference.runtimes import Floats, in_own_thread
 
 
 def quantise(model: Any, batches: Sequence[Floats]) -> Any:
@@ -26,12 +26,14 @@ def quantise(model: Any, batches: Sequence[Floats]) -> Any:
     names = products_of_weights(model)
     # NNCF draws bars on standard output, where a report must stand alone.
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-        return nncf.quantize(
-            model,
-            nncf.Dataset(batches),
-            subset_size=len(batches),
-            model_type=nncf.ModelType.TRANSFORMER,
-            ignored_scope=nncf.IgnoredScope(names=names) if names else None,
+        return in_own_thread(
+            lambda: nncf.quantize(
+                model,
+                nncf.Dataset(batches),
+                subset_size=len(batches),
+                model_type=nncf.ModelType.TRANSFORMER,
+                ignored_scope=nncf.IgnoredScope(names=names) if names else None,
+            )
         )
 
 

@@ -6,16 +6,29 @@ ONNX Runtime and OpenVINO run without PyTorch; arrays are float32 throughout.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+Result = TypeVar("Result")
 Floats = NDArray[np.float32]
 Run = Callable[[Floats], Floats]
 Hint = Literal["f32", "bf16"]
 """OpenVINO's INFERENCE_PRECISION_HINT: what is not quantised is computed in this type, if the processor can."""
+
+
+def in_own_thread(function: Callable[[], Result]) -> Result:
+    """What ``function`` gives, called in a thread of its own: for all that makes OpenVINO compile a model.
+
+    OpenVINO gives the thread that compiles another stack to handle signals on, and when models are released in another
+    order than the reverse, it puts back one that is gone: the next signal that Python handles then ends the process,
+    as when a process ends that reads pictures for PyTorch's loader.
+    """
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(function).result()
 
 
 def open_onnx(file: Path, *, threads: int) -> Run:
@@ -44,7 +57,8 @@ def open_openvino(file: Path, *, hint: Hint, threads: int) -> Run:
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    request = openvino.Core().compile_model(file, "CPU", properties).create_infer_request()
+    core = openvino.Core()
+    request = in_own_thread(lambda: core.compile_model(file, "CPU", properties)).create_infer_request()
     return lambda pictures: request.infer([pictures], share_inputs=True)[0]
 
 
