@@ -1,7 +1,7 @@
 """A trained model in OpenVINO's float32, bfloat16 and int8 beside eager: top-1 on the test pictures, and time.
 
 python benchmarks/low_precision.py RUN
-python benchmarks/low_precision.py WEIGHTS.safetensors --data fashion-mnist
+python benchmarks/low_precision.py convit_fashion_mnist --data fashion-mnist
 
 Each form is what ``comvex export`` writes (int8 calibrated on training pictures, what it leaves computed in bfloat16),
 evaluated as ``comvex evaluate`` does, and timed in turn with the others on one batch of test pictures.
@@ -17,12 +17,12 @@ import recording
 import torch
 from torch import Tensor
 
-from comvex import run_folder
 from comvex.bench.figures import Spread
 from comvex.bench.plan import FEWEST_ROUNDS
 from comvex.bench.run import time_in_turn
 from comvex.bench.steps import Step
 from comvex.convit.config import check_integer
+from comvex.convit.published import find_weights
 from comvex.convit.weights import file_sha256
 from comvex.data.loading import evaluation_loader
 from comvex.data.picture_set import PictureSet
@@ -128,16 +128,9 @@ def form_row(
     }
 
 
-def weights_sha256(source: str) -> str | None:
-    """Of the weights that are loaded, so that another training is another entry; None for a model by name."""
-    path = Path(source)
-    file = path / run_folder.BEST_WEIGHTS if path.is_dir() else path
-    return file_sha256(file) if file.is_file() else None
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = recording.new_parser(__doc__)
-    parser.add_argument("source", help="run folder or weights file")
+    parser.add_argument("source", help="run folder, weights file or name of a model")
     parser.add_argument("--data", help="as of comvex evaluate; by default what the run was trained on")
     parser.add_argument("--batch-size", type=int, default=64, help="pictures a call (%(default)s)")
     parser.add_argument("--rounds", type=int, default=21, help="paired rounds (%(default)s)")
@@ -145,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
     check_integer("batch_size", options.batch_size, at_least=1)
     check_integer("rounds", options.rounds, at_least=FEWEST_ROUNDS)
     key = {
-        "sha256": weights_sha256(options.source),
+        "sha256": file_sha256(find_weights(options.source).file),  # another training is another entry
         "data": options.data,
         "batch_size": options.batch_size,
         "rounds": options.rounds,

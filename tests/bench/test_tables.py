@@ -15,6 +15,7 @@ import pytest
 from comvex.bench.gemm import gemm_peak
 from comvex.bench.peak_memory import of_process
 from comvex.bench.plan import preset_configs
+from comvex.convit.weights import file_sha256
 from comvex.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -187,6 +188,7 @@ def test_a_trained_model_is_evaluated_in_every_precision(scripts, tmp_path):
     scripts["low_precision"].main([*arguments, "--out", str(tmp_path)])
     [entry] = record_of(tmp_path, "low_precision")["entries"]
     assert (entry["data"], entry["num_pictures"]) == ("digits", 360)
+    assert entry["key"]["sha256"] == file_sha256(tmp_path / "run" / "weights" / "best.safetensors")
     forms = {form["name"]: form for form in entry["forms"]}
     assert list(forms) == ["eager float32", "OpenVINO float32", "OpenVINO bfloat16", "OpenVINO int8"]
     assert forms["OpenVINO float32"]["points_from_eager"] == 0

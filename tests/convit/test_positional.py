@@ -91,7 +91,8 @@ def test_weights_in_bfloat16_give_factors_in_float32() -> None:
 
 def test_no_entry_of_a_factor_is_subnormal() -> None:
     # The second head's largest score is 100, not near 0: what is negligible is so beside a query's largest.
-    factor = axis_factor(torch.tensor([2.0, 20.0]), torch.tensor([-1.0, -1.0]), 40)
+    linear, quadratic = torch.tensor([[2.0, 20.0], [-1.0, -1.0]])[:, :, None, None]
+    factor = axis_factor(linear, quadratic, 40)
     assert factor[factor > 0].min() > torch.finfo(torch.float32).tiny
     assert (factor == 0).any()
 

@@ -45,13 +45,13 @@ def local_positional_weight(heads: int, locality_strength: float) -> Tensor:
 def axis_factor(linear: Tensor, quadratic: Tensor, length: int, valid: Tensor | None = None) -> Tensor:
     """softmax over keys k of ``linear * (k - q) + quadratic * (k - q)^2``, for every query q on one axis of the grid.
 
-    Takes two weights per head, (heads,) each; returns (heads, length, length), rows summing to one. With ``valid``
+    Takes two weights per head, (heads, 1, 1) each; returns (heads, length, length), rows summing to one. With ``valid``
     (B, length), true for the keys that count in each picture, it returns (B, heads, length, length).
     """
     # Few operations: they work on small tensors, once a layer, where each costs more to call than to compute.
     position = torch.arange(length, device=linear.device, dtype=linear.dtype)
     offset = position - position[:, None]  # (query, key)
-    score = torch.addcmul(linear[:, None, None] * offset, quadratic[:, None, None], offset.square())
+    score = torch.addcmul(linear, quadratic, offset) * offset
     if valid is not None:
         score = score.masked_fill(~valid[:, None, None, :], -math.inf)  # (B, heads, query, key)
     return F.threshold(score.softmax(dim=-1), NEGLIGIBLE, 0.0)
@@ -68,7 +68,8 @@ def positional_factors(weight: Tensor, grid: tuple[int, int], key_mask: Tensor |
     rectangle is one); the factors then have B in front.
     """
     rows, columns = grid
-    w_x, w_y, w_d = weight.to(torch.promote_types(weight.dtype, torch.float32)).unbind(dim=-1)
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    w_x, w_y, w_d = weight[:, :, None, None].unbind(dim=1)  # (heads, 1, 1) each
     if key_mask is None:
         return axis_factor(w_y, w_d, rows), axis_factor(w_x, w_d, columns)
     mask = key_mask.unflatten(1, grid)  # (B, H, W)
