@@ -19,7 +19,7 @@ class Export:
 
       comvex export runs/mine --to onnx                              # for ONNX Runtime, pictures of the run's size
       comvex export runs/mine --to onnx --dynamic batch,size         # any number of pictures of any size
-      comvex export runs/mine --to openvino --precision int8         # the fastest on a CPU
+      comvex export runs/mine --to openvino --precision int8         # the fastest on a CPU with VNNI or AMX
       comvex export convit_tiny.fb_in1k --to openvino --precision bfloat16 --out tiny
       comvex predict runs/mine/exported/onnx-float32 photo.jpg       # ... and comvex evaluate run what was exported
 
