@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import recording
 import torch
@@ -28,6 +29,7 @@ from comvex.bench.models import build
 from comvex.bench.plan import FEWEST_ROUNDS, preset_configs
 from comvex.bench.run import time_in_turn
 from comvex.convit.attention import GatedPositionalSelfAttention
+from comvex.convit.blend import Blend
 from comvex.convit.config import check_integer
 from comvex.convit.layer import ConViTLayer
 
@@ -57,7 +59,7 @@ PARTS = (
     "projections", "attention", "mixing: products", "mixing: copies", "mixing: blend with content",
     "positional factors", "copies of heads", "MLP", "norms", "residual sums", "other operations", "between operations",
 )  # fmt: skip
-LAYER, WARM_UP = "layer", 3
+LAYER, BLEND, WARM_UP = "layer", "blend", 3
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,12 @@ def parts(example: Example, *, repeats: int) -> dict[str, float]:
 
 def parts_of_call(example: Example) -> Counter[str]:
     """Milliseconds of one call in each part."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiler, record_function(LAYER):
+    named = staticmethod(record_function(BLEND)(Blend.forward))
+    with (
+        patch.object(Blend, "forward", named),
+        profile(activities=[ProfilerActivity.CPU]) as profiler,
+        record_function(LAYER),
+    ):
         example.infer()
     milliseconds = Counter(dict.fromkeys(PARTS, 0.0))
     for event in profiler.events() or ():
@@ -162,7 +169,7 @@ def part_of(name: str, above: list[str]) -> str:
         if outer in PART_OF_OPERATION:
             return PART_OF_OPERATION[outer]
     if any(outer in COPIES for outer in above):
-        return "mixing: copies" if "Blend" in above else "copies of heads"
+        return "mixing: copies" if BLEND in above else "copies of heads"
     return "other operations"
 
 

@@ -168,10 +168,10 @@ def test_the_time_of_an_operation_counts_to_the_part_that_it_is_within(scripts):
         (["aten::addmm", "aten::linear", "attn.proj", "layer"], "projections"),
         (["aten::copy_", "aten::addmm", "aten::linear", "mlp", "layer"], "MLP"),
         (["aten::addcmul", "attn.pos_proj", "layer"], "positional factors"),
-        (["aten::bmm", "aten::matmul", "Blend", "layer"], "mixing: products"),
-        (["aten::copy_", "aten::clone", "aten::flatten", "Blend", "layer"], "mixing: copies"),
+        (["aten::bmm", "aten::matmul", "blend", "layer"], "mixing: products"),
+        (["aten::copy_", "aten::clone", "aten::flatten", "blend", "layer"], "mixing: copies"),
         (["aten::copy_", "aten::clone", "aten::flatten", "layer"], "copies of heads"),
-        (["aten::addcmul", "Blend", "layer"], "mixing: blend with content"),
+        (["aten::addcmul", "blend", "layer"], "mixing: blend with content"),
         (["attn.proj", "layer"], "between operations"),
         (["aten::view", "layer"], "other operations"),
     ):
