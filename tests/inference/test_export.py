@@ -44,6 +44,28 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 """
+SIGNALS = """
+import faulthandler, signal, subprocess, sys
+from pathlib import Path
+import numpy as np
+from comvex.inference.programs import read_for_openvino
+from comvex.inference.quantisation import quantise
+from comvex.inference.runtimes import open_openvino
+
+faulthandler.enable()  # as pytest and notebooks do: handlers have a stack of their own
+signal.signal(signal.SIGCHLD, lambda *_: print("handled"))  # as PyTorch's loader does
+onnx_file, model = map(Path, sys.argv[1:])
+pictures = np.random.default_rng(0).standard_normal((4, 1, 8, 8), np.float32)
+opened = [open_openvino(model, hint="f32", threads=1) for _ in range(3)]
+for run in opened:
+    run(pictures)
+del run
+while opened:
+    opened.pop(0)
+subprocess.run(["true"])
+quantised = [quantise(read_for_openvino(onnx_file), [pictures]) for _ in range(2)]
+subprocess.run(["true"])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -82,30 +104,6 @@ def known_figures(small_run, tmp_path_factory) -> dict[str, Any]:
 def copied(folders, tmp_path) -> Path:
     """The ONNX folder, to be damaged."""
     return Path(shutil.copytree(folders["onnx"], tmp_path / "copied"))
-
-
-SIGNALS = """
-import faulthandler, signal, subprocess, sys
-from pathlib import Path
-import numpy as np
-from comvex.inference.programs import read_for_openvino
-from comvex.inference.quantisation import quantise
-from comvex.inference.runtimes import open_openvino
-
-faulthandler.enable()  # as pytest and notebooks do: handlers have a stack of their own
-signal.signal(signal.SIGCHLD, lambda *_: print("handled"))  # as PyTorch's loader does
-onnx_file, model = map(Path, sys.argv[1:])
-pictures = np.random.default_rng(0).standard_normal((4, 1, 8, 8), np.float32)
-opened = [open_openvino(model, hint="f32", threads=1) for _ in range(3)]
-for run in opened:
-    run(pictures)
-del run
-while opened:
-    opened.pop(0)
-subprocess.run(["true"])
-quantised = [quantise(read_for_openvino(onnx_file), [pictures]) for _ in range(2)]
-subprocess.run(["true"])
-"""
 
 
 def digits(num: int, *, run: Path, size: tuple[int, int] = (8, 8)) -> torch.Tensor:
