@@ -41,8 +41,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "flips and erasing": IN_PLACE,
     "flips and shifts": FLIPS | {"augment.translation": 0.04},
     "flips, learning rate 0.001": FLIPS | {"learning_rate": 1e-3},
-    "flips, 4 heads": FLIPS | {"model.heads": 4},
-    "flips, init 0.02": FLIPS | {"model.init_std": 0.02},
+    "flips, drop path 0.1": FLIPS | {"model.drop_path": 0.1},
 }
 """What each changes of the start."""
 

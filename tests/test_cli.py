@@ -1,4 +1,4 @@
-"""The command line as a person meets it: real processes, what they print, and how they end."""
+"""The command line as a person meets it: processes, what they print, and how they end."""
 
 import json
 import re
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from commands import completed
 from comvex.cli import COMMANDS, main
 from comvex.commands.train import default_out
 from comvex.data.sources import open_data
@@ -21,9 +22,10 @@ from made_pictures import shape_pictures
 SMALL = ["--model.dim", "32", "--model.num-local-layers", "1", "--epochs", "1", "--threads", "1"]
 
 
-def comvex(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def fresh(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A command that imports everything anew."""
     command = [sys.executable, "-m", "comvex", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture
@@ -60,25 +62,25 @@ def test_help_answers_in_under_two_seconds_without_torch(command):
 
 
 def test_every_setting_is_explained():
-    done = comvex("train", "--help")
+    done = fresh("train", "--help")
     for name in ("--data", "--fraction", "--model.preset", "--augment.rotation", "--learning-rate", "--overwrite"):
         assert name in done.stdout
-    assert comvex("--version").stdout.startswith("comvex 0.")
+    assert fresh("--version").stdout.startswith("comvex 0.")
 
 
 def test_train_evaluate_predict(tmp_path):
     run = tmp_path / "run"
-    done = comvex("train", "--out", run, *SMALL)
+    done = fresh("train", "--out", run, *SMALL)
     assert done.returncode == 0, done.stderr
     assert "top-1 accuracy" in done.stdout
     assert "epoch 1, step" in done.stderr
 
-    again = comvex("train", "--out", run, *SMALL, "--json")
+    again = completed("train", "--out", run, *SMALL, "--json")
     summary = json.loads(again.stdout)
     assert summary["num_pictures"] == 360
     assert f"{summary['top1']:.2f} %" in done.stdout
 
-    evaluated = comvex("evaluate", run, "--json")
+    evaluated = completed("evaluate", run, "--json")
     figures = json.loads(evaluated.stdout)
     assert figures["top1"] == pytest.approx(summary["top1"])
     assert figures["loss"] == pytest.approx(summary["loss"], rel=1e-5)  # other batches round differently
@@ -86,24 +88,24 @@ def test_train_evaluate_predict(tmp_path):
     assert low < figures["top1"] < high
     picture = run / "evaluation" / "digits-test" / "confusion.png"
     first = picture.read_bytes()
-    assert "of an earlier evaluation, kept" in comvex("evaluate", run).stdout
+    assert "of an earlier evaluation, kept" in completed("evaluate", run).stdout
     assert picture.read_bytes() == first
 
     files = []
     for index in range(3):
         files.append(tmp_path / f"{index}.png")
         open_data("digits").test.read(index, channels=1).save(files[-1])
-    predicted = json.loads(comvex("predict", run, *files, "--top", 2, "--json").stdout)
+    predicted = json.loads(completed("predict", run, *files, "--top", 2, "--json").stdout)
     assert list(predicted["predictions"]) == [str(file) for file in files]
     assert all(len(classes) == 2 for classes in predicted["predictions"].values())
-    assert " %  " in comvex("predict", run, files[0]).stdout
+    assert " %  " in completed("predict", run, files[0]).stdout
 
 
 def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_still_predicted(small_run, tmp_path):
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     Image.new("L", (8, 8)).save(good)
     bad.write_text("no picture")
-    done = comvex("predict", small_run, bad, good)
+    done = completed("predict", small_run, bad, good)
     assert done.returncode == 2
     assert str(good) in done.stdout
     assert done.stderr.strip() == f"The picture {bad} cannot be read: it is in no picture format that Pillow knows."
@@ -146,7 +148,7 @@ def test_a_run_folder_of_another_version_is_refused(small_run_copy, refusal):
 
 def test_without_out_the_same_command_finds_its_run_again(tmp_path):
     for _ in range(2):
-        done = comvex("train", *SMALL, cwd=tmp_path)
+        done = completed("train", *SMALL, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "runs").iterdir())) == 1
     assert default_out(Recipe()) != default_out(Recipe(seed=1))
@@ -156,36 +158,36 @@ def test_without_out_the_same_command_finds_its_run_again(tmp_path):
 def test_a_folder_of_pictures_can_be_named_as_the_data(tmp_path):
     data = folder_of_two(tmp_path)
     options = ["--model.image-size", 16, "--batch-size", 8, *SMALL]
-    done = comvex("train", "--data", data, "--out", tmp_path / "run", *options)
+    done = completed("train", "--data", data, "--out", tmp_path / "run", *options)
     assert done.returncode == 0, done.stderr
-    assert json.loads(comvex("evaluate", tmp_path / "run", "--json").stdout)["num_pictures"] == 8
+    assert json.loads(completed("evaluate", tmp_path / "run", "--json").stdout)["num_pictures"] == 8
 
 
 def test_pictures_with_several_labels_from_a_table_to_their_probabilities(multi_label_run, tmp_path):
     data = shape_pictures(tmp_path / "pictures", num=60)
     options = ["--model.image-size", 64, 32, "--batch-size", 16, *SMALL]
-    done = comvex("train", "--data", data, "--out", tmp_path / "run", *options)
+    done = completed("train", "--data", data, "--out", tmp_path / "run", *options)
     assert done.returncode == 0, done.stderr
     assert re.match(r"mean average precision \d+\.\d\d % on 12 test pictures, loss \d\.\d{4}\n", done.stdout)
     assert "64 x 32 pixels" in done.stderr
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["recipe"]["model"]["image_size"] == [64, 32]
-    assert comvex("train", "--data", data, "--out", tmp_path / "run", *options).stdout == done.stdout
+    assert completed("train", "--data", data, "--out", tmp_path / "run", *options).stdout == done.stdout
 
-    evaluated = comvex("evaluate", multi_label_run, "--out", tmp_path)
-    figures = json.loads(comvex("evaluate", multi_label_run, "--out", tmp_path, "--json").stdout)
+    evaluated = completed("evaluate", multi_label_run, "--out", tmp_path)
+    figures = json.loads(completed("evaluate", multi_label_run, "--out", tmp_path, "--json").stdout)
     assert f"mean AP     {figures['mean_average_precision']:.2f} %" in evaluated.stdout
     for row in figures["by_class"]:
         line = f"{row['average_precision']:6.2f} %  {row['class']} ({row['num_positive']} pictures)"
         assert line in evaluated.stdout
     assert figures["files_kept"]
 
-    predicted = json.loads(comvex("predict", multi_label_run, data.parent / "0.png", "--json").stdout)
+    predicted = json.loads(completed("predict", multi_label_run, data.parent / "0.png", "--json").stdout)
     [entries] = predicted["predictions"].values()
     assert {entry["label"] for entry in entries} == {"circle", "square", "stripe"}
 
 
 def test_a_refusal_ends_a_real_process_with_code_two_and_no_traceback(tmp_path):
-    done = comvex("evaluate", tmp_path / "nowhere")
+    done = fresh("evaluate", tmp_path / "nowhere")
     assert (done.returncode, done.stdout) == (2, "")
     folder = tmp_path / "nowhere"
     expected = f"There is no run folder or weights file {folder}: give the --out folder of a comvex train."

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from commands import Command
 from comvex import run_folder
 from comvex.data.sources import open_data
 from comvex.study.carry_out import carry_out, duration, progress_line
@@ -129,11 +130,9 @@ def test_the_report_and_the_figures_are_there(undisturbed):
             assert picture.width > 800
 
 
-def start(out: Path, name: str) -> subprocess.Popen[bytes]:
+def start(out: Path, name: str) -> Command:
     """A worker, with standard output and error in files beside the study."""
-    command = [sys.executable, "-m", "comvex", *ARGUMENTS, "--out", str(out)]
-    with (out.parent / f"{name}.out").open("wb") as output, (out.parent / f"{name}.err").open("wb") as errors:
-        return subprocess.Popen(command, stdout=output, stderr=errors, start_new_session=True)
+    return Command(*ARGUMENTS, "--out", out, out=out.parent / f"{name}.out", err=out.parent / f"{name}.err")
 
 
 def test_a_killed_worker_s_study_is_finished_by_two_others_which_share_the_runs(undisturbed, tmp_path):
@@ -145,7 +144,7 @@ def test_a_killed_worker_s_study_is_finished_by_two_others_which_share_the_runs(
         assert time.monotonic() < deadline
         time.sleep(0.005)
     killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.wait(60)
     assert 1 <= len(list((out / RUNS).glob("*/summary.json"))) < 8
 
     workers = {name: start(out, name) for name in ("one", "other")}

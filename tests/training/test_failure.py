@@ -1,6 +1,12 @@
 """What a run says when the machine gives out."""
 
+import multiprocessing.resource_sharer
+import time
+from pathlib import Path
+
 import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from comvex.training.failure import explain_failures
 from comvex.training.recipe import Recipe
@@ -14,3 +20,29 @@ def test_a_run_without_memory_says_what_helps_and_which_checkpoint_there_is(tmp_
     kept = "the checkpoint of step 7 is kept"
     with pytest.raises(ValueError, match=helps + kept), explain_failures(Recipe(), tmp_path):
         raise MemoryError
+
+
+class StopsHandingOver(Dataset[torch.Tensor]):
+    """In a loader process: the second picture ends what hands tensors over, as a process that is dying does."""
+
+    def __init__(self, done: Path) -> None:
+        self.done = done
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index == 1:
+            time.sleep(0.5)  # the first picture is on its way
+            multiprocessing.resource_sharer.stop(timeout=5)
+            self.done.touch()
+        return torch.zeros(2)
+
+
+def test_a_loader_that_dies_while_its_pictures_are_taken_over_is_one_sentence(tmp_path):
+    done = tmp_path / "done"
+    batches = iter(DataLoader(StopsHandingOver(done), sampler=range(2), num_workers=1))
+    while not done.exists():
+        time.sleep(0.01)
+    killed = "A process that reads pictures was killed"
+    with pytest.raises(ValueError, match=killed), explain_failures(Recipe(), tmp_path):
+        next(batches)
+    with pytest.raises(FileNotFoundError), explain_failures(Recipe(), tmp_path):
+        (tmp_path / "nothing").read_text()

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from commands import Command
+
 STEPS = 60
 SMOKE = [
     "train", "smoke", "--steps", STEPS, "--batch-size", 32, "--threads", 1, "--checkpoint-steps", 4, "--patience", 50,
@@ -22,18 +24,19 @@ SMOKE = [
 """Every source of randomness is on: augmentation, Mixup, CutMix, drop path, whole-head dropout, averaged weights."""
 
 
-def launch(out: Path, *arguments: object, processes: int = 1) -> subprocess.Popen[bytes]:
+def launch(out: Path, *arguments: object, processes: int = 1) -> Command | subprocess.Popen[bytes]:
     """``comvex train smoke`` in a session of its own, started by torchrun if it is several processes."""
-    start = [sys.executable, "-m", "comvex"]
-    if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        start += ["--master-port", str(port), "-m", "comvex"]
-    command = [*start, *map(str, SMOKE), "--out", str(out), *map(str, arguments)]
-    with (out.parent / f"{out.name}.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    words = [*map(str, SMOKE), "--out", str(out), *map(str, arguments)]
+    log = out.parent / f"{out.name}.log"
+    if processes == 1:
+        return Command(*words, out=log, err=log)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    start += ["--master-port", str(port), "-m", "comvex"]
+    with log.open("ab") as file:
+        return subprocess.Popen([*start, *words], stdout=file, stderr=file, start_new_session=True)
 
 
 def finish(out: Path, *arguments: object, processes: int = 1) -> None:
@@ -44,7 +47,7 @@ def saved_steps(out: Path) -> list[int]:
     return sorted(int(folder.name[5:]) for folder in (out / "checkpoints").glob("step-*"))
 
 
-def wait_until(condition, process: subprocess.Popen[bytes], *, timeout: float = 120) -> None:
+def wait_until(condition, process: Command | subprocess.Popen[bytes], *, timeout: float = 120) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert process.poll() is None, "the run ended before it could be killed"
@@ -58,12 +61,12 @@ def family(pid: int) -> list[int]:
     return [pid, *(each for child in children for each in family(int(child)))]
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: Command | subprocess.Popen[bytes]) -> None:
     """All processes of a run at once, as a machine that loses its power; loader processes end when they notice."""
     for pid in family(process.pid):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    process.wait()
+    process.wait(60)
 
 
 def resumed_steps(out: Path) -> list[int]:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ OUT_OF_MEMORY = ("DefaultCPUAllocator", "bad_alloc", os.strerror(errno.ENOMEM))
 TOO_MANY_FILES = os.strerror(errno.EMFILE)
 LOADER_IS_GONE = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)")
 """How PyTorch says that a loader process has been killed."""
+RECEIVING = "torch.multiprocessing.reductions"
+"""The module that takes a loader process's tensors over; PyTorch passes its errors on while that process is dying."""
 
 
 def keep_failure(
@@ -66,7 +69,7 @@ def explain_failures(recipe: Recipe, out: Path) -> Iterator[None]:
     """Within it memory, disk, open files or loaders that give out become one sentence each, as a ``ValueError``."""
     try:
         yield
-    except (MemoryError, RuntimeError, OSError, SafetensorError) as error:
+    except (MemoryError, RuntimeError, OSError, EOFError, SafetensorError) as error:
         explanation = explain(error, recipe, out)
         if explanation is None:
             raise
@@ -83,12 +86,18 @@ def explain(error: Exception, recipe: Recipe, out: Path) -> str | None:
         return out_of_memory(recipe, out)
     if TOO_MANY_FILES in words:
         return out_of_files(out)
-    if isinstance(error, RuntimeError) and LOADER_IS_GONE.match(words):
+    if (isinstance(error, RuntimeError) and LOADER_IS_GONE.match(words)) or came_through(error, RECEIVING):
         return loader_is_gone(out)
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
         return cannot_write(out, error.strerror or words)
     reason = re.search(r"([\w ]+) \(os error \d+\)", words) if isinstance(error, SafetensorError) else None
     return None if reason is None else cannot_write(out, reason[1].strip())
+
+
+def came_through(error: Exception, module: str) -> bool:
+    """Whether the error of the system or of a connection was raised in a call of that module's."""
+    frames = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, OSError | EOFError) and module in frames
 
 
 def out_of_memory(recipe: Recipe, out: Path) -> str:

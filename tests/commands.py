@@ -1,0 +1,82 @@
+"""``comvex`` as a process of its own that need not import PyTorch first: forked from one that has.
+
+Importing PyTorch, timm and torchvision takes far longer than the small runs of the tests. A forked process has its
+own pid, session, folder, environment, files, signals and exit code; how ``python -m comvex`` itself starts is
+tested where that is what matters.
+"""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from comvex.cli import main
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        "comvex.study.carry_out",
+        "comvex.inference.run_evaluation",
+        "torch._dynamo",  # the first step of an optimiser would
+        "torch.utils.tensorboard",
+        "matplotlib.figure",
+        "timm.optim",
+        "timm.data",
+        "sklearn.datasets",
+        "sklearn.model_selection",
+    ]
+)
+
+
+class Command:
+    """A ``comvex`` that is running, as ``subprocess.Popen`` would show it; it ends when nobody holds it any more."""
+
+    def __init__(self, *arguments: object, out: Path, err: Path, cwd: Path | None = None) -> None:
+        words = [str(argument) for argument in arguments]
+        out.touch()
+        err.touch()
+        process = FORKS.Process(target=run, args=(words, out, err, cwd or Path.cwd(), dict(os.environ)))
+        process.start()
+        assert process.pid is not None
+        self.pid: int = process.pid
+        self._process = process
+        weakref.finalize(self, process.kill)
+
+    def poll(self) -> int | None:
+        """The exit code, the negative number of the signal that ended it, or None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float) -> int:
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            raise subprocess.TimeoutExpired("comvex", timeout)
+        return code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+
+def completed(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """What a ``comvex`` has printed and how it ended."""
+    with TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        code = Command(*arguments, out=out, err=err, cwd=cwd).wait(300)
+        return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
+
+
+def run(words: list[str], out: Path, err: Path, cwd: Path, environment: Mapping[str, str]) -> None:
+    """What the forked process does."""
+    os.setsid()
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, file in ((1, out), (2, err)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
+    sys.argv = ["comvex", *words]
+    sys.exit(main())
