@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from docstring_parser import parse_from_object
 from PIL import Image
 
 from commands import completed
 from comvex.cli import COMMANDS, main
 from comvex.commands.train import default_out
+from comvex.data.augmentation import Augmentation
 from comvex.data.sources import open_data
-from comvex.training.recipe import Recipe
+from comvex.training.recipe import Architecture, Recipe
 from made_pictures import shape_pictures
 
 SMALL = ["--model.dim", "32", "--model.num-local-layers", "1", "--epochs", "1", "--threads", "1"]
@@ -66,6 +68,19 @@ def test_every_setting_is_explained():
     for name in ("--data", "--fraction", "--model.preset", "--augment.rotation", "--learning-rate", "--overwrite"):
         assert name in done.stdout
     assert fresh("--version").stdout.startswith("comvex 0.")
+
+
+@pytest.mark.parametrize("command", ["train", "study", "bench", "export"])
+def test_the_help_breaks_a_text_where_the_terminal_ends_and_not_where_the_source_does(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20000")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    settings = [COMMANDS[command], *({"train": [Recipe, Architecture, Augmentation]}.get(command, []))]
+    texts = [each.description for cls in settings for each in parse_from_object(cls).params if each.description]
+    long = [text for text in texts if "\n" in text]
+    assert long
+    assert [text for text in long if not any(" ".join(text.split()) in line for line in lines)] == []
 
 
 def test_train_evaluate_predict(tmp_path):

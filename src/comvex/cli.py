@@ -24,6 +24,7 @@ from comvex.commands.runs import Runs
 from comvex.commands.study import RunStudy
 from comvex.commands.train import Train
 from comvex.errors import UserError
+from comvex.help import unwrap_texts
 
 
 class Command(Protocol):
@@ -76,6 +77,7 @@ def parse(arguments: Sequence[str]) -> Command:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"There is no command {name!r}: {hint}The commands are {', '.join(COMMANDS)}.")
     command = COMMANDS[name]
+    unwrap_texts(command)
     if command is not Train:
         return tyro.cli(command, prog=f"comvex {name}", args=rest, config=(FlagCreatePairsOff,))
     rest = Train.name_first(rest)

@@ -1,5 +1,13 @@
-"""How the command line's help tells defaults; the texts themselves are the docstrings of the fields."""
+"""How the command line's help tells settings and defaults; the texts themselves are the docstrings of the fields."""
 
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from types import MappingProxyType
+from typing import Any, get_type_hints
+
+from docstring_parser import parse_from_object
 from tyro.conf import arg
 
 
@@ -10,3 +18,21 @@ def unless_none(default: str) -> str:
 
 DEFAULT_TOLD = arg(help_behavior_hint=unless_none)
 """For an argument whose text says what happens if it is left out: the help would add "(default: None)"."""
+
+
+def unwrap_texts(command: type[Any]) -> None:
+    """Make one line of the docstring of each field of a command and its settings: tyro breaks it as the source does."""
+    for cls in with_settings(command):
+        texts = {each.arg_name: each.description for each in parse_from_object(cls).params if each.description}
+        for field in dataclasses.fields(cls):
+            if field.name in texts:
+                text = " ".join(texts[field.name].split())
+                field.metadata = MappingProxyType({**field.metadata, "help": text})
+
+
+def with_settings(cls: type[Any]) -> Iterator[type[Any]]:
+    """A dataclass and those that its fields are of."""
+    yield cls
+    for hint in get_type_hints(cls).values():
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            yield from with_settings(hint)

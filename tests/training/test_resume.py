@@ -26,7 +26,7 @@ SMOKE = [
 
 def launch(out: Path, *arguments: object, processes: int = 1) -> Command | subprocess.Popen[bytes]:
     """``comvex train smoke`` in a session of its own, started by torchrun if it is several processes."""
-    words = [*map(str, SMOKE), "--out", str(out), *map(str, arguments)]
+    words = list(map(str, [*SMOKE, "--out", out, *arguments]))
     log = out.parent / f"{out.name}.log"
     if processes == 1:
         return Command(*words, out=log, err=log)
