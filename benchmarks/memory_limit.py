@@ -44,7 +44,7 @@ def climb(record: recording.Record, keys: Sequence[recording.Key], *, threads: i
             form = Form(key["contestant"], "eager", "float32")
             job = Job(form, config, key["batch_size"], key["mode"], threads, "cpu")
             peak = peak_memory(job, limit=key["memory"])
-            found = {"peak_memory_mb": None if peak is None else peak / 1e6}
+            found = {"peak_memory_mb": None if peak is None else peak / 1e6, "is_last": key == keys[-1]}
             record.add(key, found)
         if found["peak_memory_mb"] is None:
             return

@@ -146,6 +146,7 @@ def memory_tables(content: Content) -> list[str]:
     for (memory, model, mode, growing, contestant), climbed in groups.items():
         fits = [entry for entry in climbed if entry["peak_memory_mb"] is not None]
         out = [entry for entry in climbed if entry["peak_memory_mb"] is None]
+        end = "none that was tried" if climbed[-1]["is_last"] else "not tried to the end yet"
         cells.append(
             [
                 f"{memory / 1e9:g} GB",
@@ -155,7 +156,7 @@ def memory_tables(content: Content) -> list[str]:
                 CONTESTANT_NAMES[contestant],
                 step_in_words(fits[-1]["key"]) if fits else "nothing",
                 f"{fits[-1]['peak_memory_mb']:.0f}" if fits else "-",
-                step_in_words(out[0]["key"]) if out else "none that was tried",
+                step_in_words(out[0]["key"]) if out else end,
             ]
         )
     return [table(names, cells)]

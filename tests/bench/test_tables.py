@@ -239,7 +239,11 @@ def test_a_record_reaches_the_page_and_nothing_else_of_it_changes(scripts, tmp_p
     key = {"memory": 4 * 10**9, "model": "ConViT_Ti", "mode": "training", "growing": "picture", "contestant": "convit"}
     key |= {"image_size": 224, "batch_size": 1}
     entry = {"key": key, "date": "2026-11-25 05:00", "command": "python made up", "peak_memory_mb": 123.0}
+    entry["is_last"] = False
     made = {"table": "memory_limit", "machine": machine, "entries": [entry]}
+    (tmp_path / "memory_limit.json").write_text(json.dumps(made))
+    assert "| 224 px | 123 | not tried to the end yet |" in page.filled(text, tmp_path)
+    entry["is_last"] = True
     (tmp_path / "memory_limit.json").write_text(json.dumps(made))
     filled = page.filled(text, tmp_path)
     assert "| 224 px | 123 | none that was tried |" in filled
