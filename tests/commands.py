@@ -7,6 +7,7 @@ tested where that is what matters.
 
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -36,11 +37,14 @@ FORKS.set_forkserver_preload(
 class Command:
     """A ``comvex`` that is running, as ``subprocess.Popen`` would show it; it ends when nobody holds it any more."""
 
-    def __init__(self, *arguments: object, out: Path, err: Path, cwd: Path | None = None) -> None:
+    def __init__(
+        self, *arguments: object, out: Path, err: Path, cwd: Path | None = None, largest_file: int | None = None
+    ) -> None:
         words = [str(argument) for argument in arguments]
         out.touch()
         err.touch()
-        process = FORKS.Process(target=run, args=(words, out, err, cwd or Path.cwd(), dict(os.environ)))
+        surroundings = (out, err, cwd or Path.cwd(), dict(os.environ), largest_file)
+        process = FORKS.Process(target=run, args=(words, *surroundings))
         process.start()
         assert process.pid is not None
         self.pid: int = process.pid
@@ -62,15 +66,19 @@ class Command:
         os.kill(self.pid, number)
 
 
-def completed(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """What a ``comvex`` has printed and how it ended."""
+def completed(
+    *arguments: object, cwd: Path | None = None, largest_file: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """What a ``comvex`` has printed and how it ended; no file that it writes may have more bytes than the largest."""
     with TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
-        code = Command(*arguments, out=out, err=err, cwd=cwd).wait(300)
+        code = Command(*arguments, out=out, err=err, cwd=cwd, largest_file=largest_file).wait(300)
         return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
 
 
-def run(words: list[str], out: Path, err: Path, cwd: Path, environment: Mapping[str, str]) -> None:
+def run(
+    words: list[str], out: Path, err: Path, cwd: Path, environment: Mapping[str, str], largest_file: int | None
+) -> None:
     """What the forked process does."""
     os.setsid()
     os.chdir(cwd)
@@ -78,5 +86,7 @@ def run(words: list[str], out: Path, err: Path, cwd: Path, environment: Mapping[
     os.environ.update(environment)
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.argv = ["comvex", *words]
     sys.exit(main())

@@ -3,8 +3,6 @@
 import json
 import logging
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models import adapt_input_conv
 
 from checkpoints import WRITERS, random_model, random_state, small_config, write
+from commands import completed
 from comvex.cli import main
 from comvex.convit import ConViTBackbone, ConViTConfig, ConViTWithLinearClassifier
 from comvex.convit.weights import WeightsInfo, convert, load_model, load_weights, read_weights, save_weights
@@ -665,16 +664,8 @@ def test_our_own_weights_have_no_averaged_ones(tmp_path):
 @pytest.mark.parametrize(("name", "to"), [("x.pth", "timm"), ("x.safetensors", "timm"), ("x", "comvex")])
 def test_a_file_that_may_not_grow_is_one_sentence_and_leaves_nothing(name, to, tmp_path):
     file = write("timm.pth", random_state(), tmp_path)
-    program = (
-        "import resource, sys\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
-        "from comvex.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))"
-    )
     out = tmp_path / "out" / name
-    done = subprocess.run(
-        [sys.executable, "-c", program, "convert", str(file), str(out), "--to", to], capture_output=True, text=True
-    )
+    done = completed("convert", file, out, "--to", to, largest_file=8192)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(f"comvex: {out}")
     assert "cannot be written: " in done.stderr

@@ -5,8 +5,6 @@ import csv
 import io
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from commands import completed
 from comvex.cli import main
 from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
 from comvex.convit.analysis import gates, nonlocality
@@ -199,8 +198,7 @@ def test_a_folder_that_cannot_be_made_or_is_a_runs_own_is_refused_in_a_sentence(
 
 def test_a_disk_that_is_full_ends_the_report_in_a_sentence(small_run, digits, tmp_path):
     """The limit on the size of a file stands in for it."""
-    command = [sys.executable, "-m", "comvex", "explain", small_run, digits[0], "--out", tmp_path / "out"]
-    done = subprocess.run(["bash", "-c", 'ulimit -f 10; exec "$@"', "-", *command], capture_output=True, text=True)
+    done = completed("explain", small_run, digits[0], "--out", tmp_path / "out", largest_file=10_000)
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
     assert line.startswith("comvex: The report cannot be written to")

@@ -4,8 +4,6 @@ import csv
 import json
 import math
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import comvex
+from commands import completed
 from comvex.convit import ConViTWithLinearClassifier
 from comvex.convit.analysis import gates, nonlocality
 from comvex.data.sources import open_data
@@ -289,12 +288,11 @@ def test_training_starts_from_given_weights_with_a_new_head_at_another_size(smal
 def test_a_folder_that_cannot_be_written_to_ends_the_run_in_a_sentence(tmp_path):
     """A file system that takes no more: the limit on the size of a file stands in for a full disk."""
     out = tmp_path / "run"
-    small = ["--model.dim", "32", "--epochs", "3", "--threads", "1"]
-    command = [sys.executable, "-m", "comvex", "train", *small, "--out", out]
-    done = subprocess.run(["bash", "-c", 'ulimit -f 300; exec "$@"', "-", *command], capture_output=True, text=True)
+    command = ["train", "--model.dim", 32, "--epochs", 3, "--threads", 1, "--out", out]
+    done = completed(*command, largest_file=300_000)
     assert done.returncode == 2
     [line] = [line for line in done.stderr.splitlines() if line.startswith("comvex: ")]
     assert "cannot be written to (File too large)" in line
     assert "Traceback" not in done.stderr
     assert not list(out.rglob("*.unfinished")) + list(out.rglob("*.tmp"))
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert completed(*command).returncode == 0
