@@ -44,25 +44,13 @@ from torchvision.transforms import v2
 from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
 from comvex.data.augmentation import Augmentation
 from comvex.data.batch_augmentation import BatchAugmentation
-from comvex.data.crops import (
-    INTERPOLATIONS,
-    REDUCTIONS,
-    Cover,
-    MiddleCrop,
-    RandomCrop,
-    largest_reduction,
-    on_reduced_pixels,
-)
+from comvex.data.cover import Cover
+from comvex.data.crops import REDUCTIONS, MiddleCrop, RandomCrop, largest_reduction, on_reduced_pixels
 from comvex.data.loading import EvaluationPictures, Key, StepOrder, TrainingPictures, collate, training_loader
 from comvex.data.picture_set import PictureSet
 from comvex.data.reading import ReducibleJpeg, read_picture, read_reducible
-from comvex.data.transforms import (
-    ERASED_SCALE,
-    Preprocessing,
-    ToNormalizedTensor,
-    erasing_probability,
-    flip_probability,
-)
+from comvex.data.training_transforms import ERASED_SCALE, erasing_probability, flip_probability, training_transform
+from comvex.data.transforms import Preprocessing, ToNormalizedTensor
 from comvex.preprocessing import IMAGENET_CROP_PCT, IMAGENET_MEAN, IMAGENET_STD
 from comvex.randomness import seeded
 from comvex.training.recipes import RECIPES
@@ -75,7 +63,7 @@ SMALL = {"8 x 8, grey": (8, 8), "32 x 32, RGB": (32, 32, 3)}
 """Shapes of pictures in memory, as those of the digits and of CIFAR."""
 AUGMENTATIONS = {name: recipe(None).recipe.augment for name, recipe in RECIPES.items() if name != "smoke"}
 PREPROCESSING = Preprocessing((SIDE, SIDE), 3, IMAGENET_MEAN, IMAGENET_STD, IMAGENET_CROP_PCT)
-BICUBIC, BILINEAR = INTERPOLATIONS["bicubic"], INTERPOLATIONS["bilinear"]
+BICUBIC, BILINEAR = T.InterpolationMode.BICUBIC, T.InterpolationMode.BILINEAR
 OURS, PILLOW = "comvex", "Pillow alone"
 BATCH = 16
 STAGES = ("read, decode, crop, resize", "change", "tensor, erase")
@@ -144,7 +132,7 @@ def evaluation_ways(files: Sequence[Path]) -> dict[str, Callable[[int], Any]]:
 
 def training_ways(files: Sequence[Path], augmentation: Augmentation) -> tuple[TrainingPictures, dict[str, Way]]:
     """What files become in training; comvex and the ways of Pillow show the same crops with the same changes."""
-    transform: Any = PREPROCESSING.training_transform(augmentation, mirrored=True)
+    transform: Any = training_transform(PREPROCESSING, augmentation, mirrored=True)
     ours = TrainingPictures(labelled(files), transform, channels=3, seed=0)
     whole = T.Compose([*pillow_crop(augmentation), *transform.transforms[1:]])
     drafted = T.Compose([functools.partial(drafted_part, augmentation), *transform.transforms[1:]])
@@ -181,7 +169,7 @@ def small_ways(shape: tuple[int, ...]) -> dict[str, Way]:
     preprocessing = Preprocessing((shape[0], shape[1]), channels, IMAGENET_MEAN[:channels], IMAGENET_STD[:channels])
     pictures = np.random.default_rng(0).integers(0, 256, (NUM_FILES, *shape), dtype=np.uint8)
     augmentation = Augmentation()
-    transform = preprocessing.training_transform(augmentation, mirrored=True)
+    transform = training_transform(preprocessing, augmentation, mirrored=True)
     together = BatchAugmentation(preprocessing, augmentation, mirrored=True)
     ours, alone = (
         TrainingPictures(labelled(pictures), transform, channels=channels, seed=0, together=which)

@@ -52,6 +52,16 @@ def test_the_model_imports_without_timm_and_comvex_without_torch():
         subprocess.run([sys.executable, "-c", program.format(imported, absent)], check=True, timeout=120)
 
 
+def test_a_prediction_imports_neither_pytorchs_compiler_nor_what_only_training_needs():
+    """torch._dynamo takes as long to import as all the rest of PyTorch, and torchvision imports it."""
+    program = (
+        "import sys; from comvex.cli import main; main(['predict', 'convit_fashion_mnist'])\n"
+        "heavy = {'torchvision', 'torch._dynamo', 'timm', 'sklearn', 'matplotlib', 'pandas'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, stdout=subprocess.DEVNULL)
+
+
 def test_nothing_draws_from_a_generator_at_import():
     program = (
         "import torch; torch.manual_seed(0); expected = torch.get_rng_state().clone()\n"

@@ -12,6 +12,7 @@ from comvex.data.augmentation import Augmentation
 from comvex.data.batch_augmentation import BatchAugmentation
 from comvex.data.loading import Key, TrainingPictures, collate
 from comvex.data.picture_set import PictureSet
+from comvex.data.training_transforms import training_transform
 from comvex.data.transforms import Preprocessing
 
 SHAPES = {"grey": (8, 8), "oblong": (30, 24), "colours": (32, 24, 3)}
@@ -39,7 +40,7 @@ def training_pictures(shape: tuple[int, ...], augmentation: Augmentation, *, tog
     preprocessing = preprocessing_of(shape)
     return TrainingPictures(
         pictures_of(shape),
-        preprocessing.training_transform(augmentation, mirrored=True),
+        training_transform(preprocessing, augmentation, mirrored=True),
         channels=preprocessing.channels,
         seed=5,
         together=BatchAugmentation(preprocessing, augmentation, mirrored=True) if together else None,

@@ -26,6 +26,7 @@ from comvex.data.full_depth import read_values
 from comvex.data.loading import Key, StepOrder, TrainingPictures, training_loader
 from comvex.data.picture_set import PictureSet
 from comvex.data.reading import ReducibleJpeg, read_picture, read_reducible
+from comvex.data.training_transforms import training_transform
 from comvex.data.transforms import Preprocessing
 from comvex.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from comvex.randomness import seeded
@@ -239,7 +240,7 @@ def training_pictures(files, *, size=(48, 48), augmentation=PAPER) -> TrainingPi
     preprocessing = Preprocessing(size, 3, IMAGENET_MEAN, IMAGENET_STD)
     return TrainingPictures(
         PictureSet(files, np.arange(len(files))),
-        preprocessing.training_transform(augmentation, mirrored=True),
+        training_transform(preprocessing, augmentation, mirrored=True),
         channels=3,
         seed=5,
     )

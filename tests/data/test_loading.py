@@ -18,6 +18,7 @@ from comvex.data.loading import (
     training_loader,
 )
 from comvex.data.sources import PictureSet, open_data
+from comvex.data.training_transforms import training_transform
 from comvex.data.transforms import Preprocessing
 
 PREPROCESSING = Preprocessing((8, 8), 1, (0.3,), (0.4,))
@@ -90,7 +91,7 @@ def test_balanced_order_shows_each_picture_its_share_of_times_rounded(weights, e
 
 def batches(workers, *, seed=5, start=0):
     pictures = open_data("digits").train
-    transform = PREPROCESSING.training_transform(Augmentation(horizontal_flip=0.5), mirrored=False)
+    transform = training_transform(PREPROCESSING, Augmentation(horizontal_flip=0.5), mirrored=False)
     order = StepOrder(len(pictures), 32, seed=seed, start=start, stop=45)
     dataset = TrainingPictures(pictures, transform, channels=1, seed=seed)
     return list(training_loader(dataset, order, workers=workers, pin_memory=False))
@@ -107,7 +108,7 @@ def test_the_number_of_workers_and_where_one_starts_change_nothing():
 
 def test_a_picture_looks_different_in_another_epoch_and_for_another_seed():
     pictures = open_data("digits").train
-    transform = PREPROCESSING.training_transform(Augmentation(), mirrored=False)
+    transform = training_transform(PREPROCESSING, Augmentation(), mirrored=False)
     one, other = (TrainingPictures(pictures, transform, channels=1, seed=seed) for seed in (1, 2))
     assert torch.equal(one[Key(3, 7, 0)].picture, one[Key(3, 7, 0)].picture)
     assert not torch.equal(one[Key(3, 7, 0)].picture, one[Key(4, 7, 0)].picture)
@@ -118,7 +119,7 @@ def test_a_picture_looks_different_in_another_epoch_and_for_another_seed():
 def test_loading_a_picture_leaves_the_global_generator_as_it_was():
     pictures = open_data("digits").train
     dataset = TrainingPictures(
-        pictures, PREPROCESSING.training_transform(Augmentation(), mirrored=True), channels=1, seed=1
+        pictures, training_transform(PREPROCESSING, Augmentation(), mirrored=True), channels=1, seed=1
     )
     torch.manual_seed(0)
     expected = torch.rand(3)

@@ -11,6 +11,7 @@ from sklearn.datasets import load_sample_image
 from timm.data import create_transform
 
 from comvex.data.augmentation import Augmentation
+from comvex.data.training_transforms import training_transform
 from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
 from comvex.randomness import seeded
@@ -42,7 +43,7 @@ def test_any_picture_becomes_the_size_asked_for(size):
     preprocessing = Preprocessing((64, 32), 3, MEAN, STD)
     for transform in (
         preprocessing.transform(),
-        preprocessing.training_transform(Augmentation(smallest_crop=0.5), mirrored=True),
+        training_transform(preprocessing, Augmentation(smallest_crop=0.5), mirrored=True),
     ):
         assert transform(picture).shape == (3, 64, 32)
 
@@ -59,7 +60,7 @@ def test_digits_are_not_mirrored_unless_asked_to():
     preprocessing = Preprocessing((8, 8), 1, (0.0,), (1.0,))
 
     def share_mirrored(augmentation: Augmentation, *, mirrored: bool) -> float:
-        transform = preprocessing.training_transform(augmentation, mirrored=mirrored)
+        transform = training_transform(preprocessing, augmentation, mirrored=mirrored)
         flips = []
         for seed in range(200):
             with seeded(seed):
@@ -85,7 +86,7 @@ def test_random_crops_for_a_model_that_is_not_square_keep_the_shape_of_things():
     right, down = np.meshgrid(np.arange(128), np.arange(256))
     picture = Image.fromarray(np.stack([2 * right, down, 0 * down], axis=2).astype(np.uint8))
     augmentation = Augmentation(smallest_crop=0.3, rotation=0, translation=0, zoom=0, random_erasing=0)
-    transform = Preprocessing((64, 32), 3, (0, 0, 0), (1, 1, 1)).training_transform(augmentation, mirrored=False)
+    transform = training_transform(Preprocessing((64, 32), 3, (0, 0, 0), (1, 1, 1)), augmentation, mirrored=False)
     stretched = []
     for _ in range(50):
         red, green, _ = 255 * transform(picture)
@@ -101,7 +102,7 @@ def test_small_pictures_are_not_erased_unless_asked_for(size, erased):
     preprocessing = Preprocessing((size, size), channels=1, mean=(0.5,), std=(0.5,))
 
     def erases(augmentation: Augmentation) -> bool:
-        return "RandomErasing" in str(preprocessing.training_transform(augmentation, mirrored=False))
+        return "RandomErasing" in str(training_transform(preprocessing, augmentation, mirrored=False))
 
     assert erases(Augmentation()) == erased
     assert erases(Augmentation(random_erasing=0.1))
@@ -123,7 +124,7 @@ def test_rand_augment_equals_timms_in_timms_own_transform():
         color_jitter=0.4, interpolation="bicubic", mean=MEAN, std=STD,
     )  # fmt: skip
     augmentation = replace(STILL, auto_augment=RAND_AUGMENT, color_jitter=0.4)
-    ours = Preprocessing((96, 96), 3, MEAN, STD).training_transform(augmentation, mirrored=True)
+    ours = training_transform(Preprocessing((96, 96), 3, MEAN, STD), augmentation, mirrored=True)
     _, *after_crop = theirs.transforms
     assert [type(step).__name__ for step in after_crop] == ["RandAugment", "MaybeToTensor", "Normalize"]
     changed = 0
@@ -149,8 +150,8 @@ def test_posterizing_keeps_a_bit_at_every_magnitude(words, monkeypatch):
         return posterize(picture, bits)
 
     monkeypatch.setattr(ImageOps, "posterize", watched)
-    transform = Preprocessing((8, 8), 3, MEAN, STD).training_transform(
-        replace(STILL, auto_augment=words), mirrored=True
+    transform = training_transform(
+        Preprocessing((8, 8), 3, MEAN, STD), replace(STILL, auto_augment=words), mirrored=True
     )
     picture = photograph((8, 8))
     for seed in range(200):
@@ -167,7 +168,7 @@ def test_the_papers_augmentation_is_a_function_of_the_seed_alone(channels, mode)
         random_erasing=0.5, erase_with="noise",
     )  # fmt: skip
     mean, std = MEAN[:channels], STD[:channels]
-    transform = Preprocessing((48, 48), channels, mean, std).training_transform(augmentation, mirrored=True)
+    transform = training_transform(Preprocessing((48, 48), channels, mean, std), augmentation, mirrored=True)
     found = []
     for global_seed in (0, 1):
         torch.manual_seed(global_seed)
@@ -186,7 +187,7 @@ def test_the_erased_rectangle_is_noise_or_the_mean():
     flat = Image.new("RGB", (64, 64), (255, 255, 255))
     for erase_with, deviation in (("noise", 1.0), ("constant", 0.0)):
         augmentation = replace(STILL, random_erasing=1.0, erase_with=erase_with)
-        transform = Preprocessing((64, 64), 3, MEAN, STD).training_transform(augmentation, mirrored=False)
+        transform = training_transform(Preprocessing((64, 64), 3, MEAN, STD), augmentation, mirrored=False)
         white = Preprocessing((64, 64), 3, MEAN, STD).transform()(flat)
         with seeded(3):
             erased = transform(flat)
@@ -199,13 +200,13 @@ def test_the_erased_rectangle_is_noise_or_the_mean():
 def test_colour_jitter_is_left_out_beside_rand_augment_as_in_timm():
     with_both = replace(STILL, auto_augment=RAND_AUGMENT, color_jitter=0.4)
     preprocessing = Preprocessing((16, 16), 3, MEAN, STD)
-    assert "ColorJitter" not in str(preprocessing.training_transform(with_both, mirrored=True))
-    assert "ColorJitter" in str(preprocessing.training_transform(replace(STILL, color_jitter=0.4), mirrored=True))
+    assert "ColorJitter" not in str(training_transform(preprocessing, with_both, mirrored=True))
+    assert "ColorJitter" in str(training_transform(preprocessing, replace(STILL, color_jitter=0.4), mirrored=True))
 
 
 def test_the_default_augmentation_draws_from_torch_alone_and_as_ever():
     """Training with the default must go on giving the same pictures from version to version."""
-    transform = Preprocessing((32, 32), 3, MEAN, STD).training_transform(Augmentation(), mirrored=True)
+    transform = training_transform(Preprocessing((32, 32), 3, MEAN, STD), Augmentation(), mirrored=True)
     torch.manual_seed(11)
     picture = transform(photograph((32, 32)))
     assert picture.double().sum().item() == pytest.approx(1457.09957, abs=1e-3)
@@ -231,10 +232,10 @@ def test_augmentation_out_of_range_is_refused(values, message):
 def test_what_timm_does_not_understand_and_what_full_depth_cannot_do_is_refused():
     preprocessing = Preprocessing((16, 16), 3, MEAN, STD)
     with pytest.raises(UserError, match="'rand-q7', which timm does not understand"):
-        preprocessing.training_transform(Augmentation(auto_augment="rand-q7"), mirrored=True)
+        training_transform(preprocessing, Augmentation(auto_augment="rand-q7"), mirrored=True)
     with pytest.raises(UserError, match="read at full depth"):
-        replace(preprocessing, full_depth=True).training_transform(
-            Augmentation(auto_augment=RAND_AUGMENT), mirrored=True
+        training_transform(
+            replace(preprocessing, full_depth=True), Augmentation(auto_augment=RAND_AUGMENT), mirrored=True
         )
     with pytest.raises(UserError, match="interpolation is 'nearest'"):
         replace(preprocessing, interpolation="nearest")
@@ -248,7 +249,7 @@ def test_at_full_depth_no_value_is_lost_or_cut():
     torch.testing.assert_close(
         preprocessing.transform()(values), torch.from_numpy(values).permute(2, 0, 1), rtol=0, atol=0
     )
-    still = preprocessing.training_transform(STILL, mirrored=False)
+    still = training_transform(preprocessing, STILL, mirrored=False)
     torch.testing.assert_close(still(values), torch.from_numpy(values).permute(2, 0, 1), rtol=0, atol=0)
 
 
@@ -268,8 +269,8 @@ def test_at_full_depth_any_number_of_channels_is_augmented_together():
     ramp = np.linspace(0, 1, 40 * 40, dtype=np.float32).reshape(40, 40, 1)
     values = np.repeat(ramp, 7, axis=2)
     augmentation = Augmentation(smallest_crop=0.3, color_jitter=0.4, random_erasing=1.0, horizontal_flip=0.5)
-    transform = Preprocessing((16, 24), 7, (0.5,) * 7, (0.5,) * 7, full_depth=True).training_transform(
-        augmentation, mirrored=True
+    transform = training_transform(
+        Preprocessing((16, 24), 7, (0.5,) * 7, (0.5,) * 7, full_depth=True), augmentation, mirrored=True
     )
     for seed in range(20):
         with seeded(seed):

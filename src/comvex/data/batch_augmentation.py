@@ -18,13 +18,8 @@ from torch import Tensor
 from torchvision import transforms as T
 
 from comvex.data.augmentation import Augmentation
-from comvex.data.transforms import (
-    ERASED_SCALE,
-    Preprocessing,
-    ToNormalizedTensor,
-    erasing_probability,
-    flip_probability,
-)
+from comvex.data.training_transforms import ERASED_SCALE, edge_colour, erasing_probability, flip_probability
+from comvex.data.transforms import Preprocessing, ToNormalizedTensor
 
 
 @dataclass(frozen=True)
@@ -59,7 +54,7 @@ class BatchAugmentation:
             drawn, erased = self._draw(seeds, [*affine, *[(0.0, 1.0)] * (bool(flip) + bool(erase))], erase)
         if num_affine:
             pictures = warp(
-                pictures, self._matrices(drawn[:, :num_affine]), fill=self.preprocessing.edge_colour
+                pictures, self._matrices(drawn[:, :num_affine]), fill=edge_colour(self.preprocessing)
             )  # fmt: skip
         if flip:
             flipped = drawn[:, num_affine] < np.float32(flip)

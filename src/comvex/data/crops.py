@@ -1,12 +1,10 @@
-"""From a picture's own size to the model's: exactly for evaluation, quickly and at random for training.
+"""From a picture's own size to the model's, quickly and at random for training.
 
-Evaluation resizes by Pillow, to the bit as timm does. Training decodes a JPEG file no finer than needed and resizes by
-PyTorch's 8-bit kernel, whose pixels differ from Pillow's by one level here and there (docs/input-side.md).
+A JPEG file is decoded no finer than needed and resized by PyTorch's 8-bit kernel, whose pixels differ from Pillow's by
+one level here and there (docs/input-side.md).
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,56 +14,14 @@ from torch import Tensor
 from torchvision import transforms as T
 from torchvision.transforms.v2 import functional as F
 
+from comvex.data.cover import Cover, Part, size_of
 from comvex.data.reading import ReducibleJpeg
 
-LONGEST = 16
-"""A picture this many times longer than the model's shape loses its ends before it is resized, which would make it
-huge; the middle crop removes them in any case."""
-INTERPOLATIONS = {"bicubic": T.InterpolationMode.BICUBIC, "bilinear": T.InterpolationMode.BILINEAR}
 SPARE = 2
 """How many times finer than it is shown at least a JPEG file is decoded for training, if it is that fine itself: with
 less, reduced pictures would differ more from whole ones."""
 REDUCTIONS = (8, 4, 2)
 """By what libjpeg can divide the sides of a picture, besides 1."""
-
-Part = tuple[int, int, int, int]
-"""(top, left, height, width) in pixels."""
-
-
-@dataclass(frozen=True)
-class Cover:
-    """Resizes a picture to the smallest size with its own aspect ratio that covers (height, width)."""
-
-    height: int
-    width: int
-    interpolation: str = "bicubic"
-
-    def __call__(self, picture: Any) -> Any:
-        """Takes and gives an 8-bit Pillow picture, or a float tensor (channels, height, width)."""
-        size = size_of(picture)
-        top, left, height, width = part = self.without_ends(size)
-        if (height, width) != size:
-            picture = F.crop(picture, top, left, height, width)
-        height, width = self.covering(part)
-        if (height, width) == size_of(picture):
-            return picture
-        if isinstance(picture, Image.Image):
-            return picture.resize((width, height), Image.Resampling[self.interpolation.upper()])
-        return F.resize(picture, [height, width], INTERPOLATIONS[self.interpolation], antialias=True)
-
-    def without_ends(self, size: tuple[int, int]) -> Part:
-        """The middle of a picture that is very much longer than the size's shape; all of any other."""
-        have_height, have_width = size
-        height = min(have_height, math.ceil(LONGEST * have_width * self.height / self.width))
-        width = min(have_width, math.ceil(LONGEST * have_height * self.width / self.height))
-        return round((have_height - height) / 2), round((have_width - width) / 2), height, width
-
-    def covering(self, part: Part) -> tuple[int, int]:
-        """The smallest (height, width) that covers the size and has the shape of the part."""
-        _, _, have_height, have_width = part
-        if self.height * have_width >= self.width * have_height:  # wider than the size wanted: the height decides
-            return self.height, self.height * have_width // have_height
-        return self.width * have_height // have_width, self.width
 
 
 class MiddleCrop:
@@ -93,7 +49,7 @@ class RandomCrop(T.RandomResizedCrop):
     def __init__(
         self, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], interpolation: str
     ) -> None:
-        super().__init__(size, scale, ratio, INTERPOLATIONS[interpolation])
+        super().__init__(size, scale, ratio, T.InterpolationMode(interpolation))
         self.quick_interpolation = interpolation
 
     def forward(self, img: Any) -> Any:
@@ -149,15 +105,6 @@ def quickly_resized(picture: Image.Image, size: Sequence[int], interpolation: st
     if (height, width) == (picture.height, picture.width):
         return picture
     values = torch.from_numpy(np.array(picture)).view(picture.height, picture.width, -1).permute(2, 0, 1)
-    resized = F.resize(values, [height, width], INTERPOLATIONS[interpolation], antialias=True)
+    resized = F.resize(values, [height, width], T.InterpolationMode(interpolation), antialias=True)
     channels_last = resized.permute(1, 2, 0).contiguous().numpy()  # (height, width, channels)
     return Image.fromarray(channels_last[:, :, 0] if picture.mode == "L" else channels_last)
-
-
-def size_of(picture: Image.Image | ReducibleJpeg | Tensor) -> tuple[int, int]:
-    """(height, width) in pixels."""
-    if isinstance(picture, Image.Image):
-        return picture.height, picture.width
-    if isinstance(picture, ReducibleJpeg):
-        return picture.size
-    return picture.shape[-2], picture.shape[-1]

@@ -3,8 +3,10 @@
 What cannot be read is left out of its batch and named, so that one damaged file does not end a run.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from comvex.data.batch_augmentation import BatchAugmentation
 from comvex.data.picture_set import PictureSet
 from comvex.data.reading import UnreadablePictureError
-from comvex.data.transforms import TrainingTransform, Transform
+from comvex.data.transforms import Transform
 from comvex.randomness import derive_seed, seeded
+
+if TYPE_CHECKING:  # they import torchvision, which takes as long as PyTorch itself; prediction does without
+    from comvex.data.batch_augmentation import BatchAugmentation
+    from comvex.data.training_transforms import TrainingTransform
 
 ORDER, AUGMENTATION = 1, 2
 """Purposes that a seed is derived for."""

@@ -1,11 +1,10 @@
-"""From a picture to a normalised tensor: the same way for every picture, or with random changes in training.
+"""From a picture to a normalised tensor, the same way for every picture.
 
 A picture is an 8-bit Pillow picture or, at full depth, an array (height, width, channels) of float32.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,22 +15,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision import transforms as T
 
-from comvex.data.augmentation import Augmentation
-from comvex.data.crops import INTERPOLATIONS, Cover, MiddleCrop, RandomCrop
-from comvex.data.reading import CHANNEL_MODES, ReducibleJpeg
+from comvex.data.cover import INTERPOLATIONS, Cover, Middle
+from comvex.data.reading import CHANNEL_MODES
 from comvex.errors import UserError
 from comvex.preprocessing import check_preprocessing
 
-SMALLEST_ERASED = 16
-"""Pixels a side from which random erasing is on by default: in smaller pictures it hides what tells the class."""
-ERASED_SCALE = (0.02, 0.25)
-"""Smallest and largest share of the picture that a rectangle erased by a constant has."""
-
 Picture = Image.Image | NDArray[np.float32]
 Transform = Callable[[Picture], Tensor]
-TrainingTransform = Callable[[Picture | ReducibleJpeg], Tensor]
 
 
 @dataclass(frozen=True)
@@ -84,117 +75,28 @@ class Preprocessing:
         the picture is resized to that much more than the size, as timm's validation does.
         """
         height, width = (math.floor(side / self.crop_pct) for side in self.image_size)
-        return T.Compose(
-            [*self._start(), Cover(height, width, self.interpolation), T.CenterCrop(self.image_size), *self._finish()]
-        )
+        resize = [Cover(height, width, self.interpolation), Middle(*self.image_size)]
+        return Steps((*self.first_steps(), *resize, *self.last_steps()))
 
-    def training_transform(self, augmentation: Augmentation, *, mirrored: bool) -> TrainingTransform:
-        """As ``transform``, with the random changes of training; what it draws from, ``seeded`` seeds.
-
-        Takes JPEG files too, of which it decodes no more than it needs; resizes more quickly and less exactly.
-        ``mirrored`` says whether flipping is right for these pictures if the augmentation leaves that open.
-
-        Raises ``ValueError`` if RandAugment is asked for in words that timm does not know, or at full depth.
-        """
-        steps = [*self._start(), *self._random_shape(augmentation)]
-        flip = flip_probability(augmentation, mirrored=mirrored)
-        if flip:
-            steps.append(T.RandomHorizontalFlip(flip))
-        if augmentation.auto_augment:
-            steps.append(self._rand_augment(augmentation.auto_augment))
-        elif augmentation.color_jitter:
-            jitter = augmentation.color_jitter
-            steps.append(JitterValues(jitter) if self.full_depth else T.ColorJitter(jitter, jitter, jitter))
-        return T.Compose([*steps, *self._finish(), *self._random_erasing(augmentation)])
-
-    def _random_shape(self, augmentation: Augmentation) -> list[Any]:
-        """Random crops, or the middle one, and rotations and the like."""
-        height, width = self.image_size
-        steps: list[Any] = [MiddleCrop(self.image_size, self.interpolation)]
-        if augmentation.smallest_crop < 1:
-            scale = (augmentation.smallest_crop, 1.0)
-            low, high = (ratio * width / height for ratio in augmentation.crop_ratio)
-            steps = [RandomCrop(self.image_size, scale, (low, high), self.interpolation)]
-        if augmentation.is_affine:
-            fill: Any = list(self.mean) if self.full_depth else self.edge_colour
-            affine = T.RandomAffine(
-                augmentation.rotation,
-                translate=(augmentation.translation, augmentation.translation),
-                scale=(1 - augmentation.zoom, 1 + augmentation.zoom),
-                shear=augmentation.shear or None,
-                interpolation=T.InterpolationMode.BILINEAR,
-                fill=fill,
-            )
-            steps.append(affine)
-        return steps
-
-    @property
-    def edge_colour(self) -> int | tuple[int, ...]:
-        """What comes in at the edges of 8-bit pictures that are turned or moved."""
-        return tuple(round(255 * value) for value in self.mean) if self.channels > 1 else 0
-
-    def _rand_augment(self, words: str) -> Any:
-        """timm's RandAugment, with what timm's own training transform tells it."""
-        if self.full_depth:
-            raise UserError(
-                f"auto_augment is {words!r}, but these pictures are read at full depth: RandAugment is for pictures "
-                'of 8 bits, so auto_augment must be empty ("").'
-            )
-        from timm.data.auto_augment import rand_augment_transform
-
-        settings = {
-            "translate_const": int(min(self.image_size) * 0.45),
-            "img_mean": tuple(min(255, round(255 * value)) for value in self.mean),
-            "interpolation": Image.Resampling[self.interpolation.upper()],
-        }
-        try:
-            augment = rand_augment_transform(words, settings)
-        except (AssertionError, ValueError, KeyError) as error:
-            raise UserError(
-                f"auto_augment is {words!r}, which timm does not understand: it must be RandAugment, such as "
-                "rand-m9-mstd0.5-inc1, or empty."
-            ) from error
-        for operation in augment.ops:
-            if operation.name.startswith("Posterize"):
-                operation.level_fn = functools.partial(keep_a_bit, operation.level_fn)
-        return augment
-
-    def _random_erasing(self, augmentation: Augmentation) -> list[Any]:
-        probability = erasing_probability(augmentation, self.image_size)
-        if not probability:
-            return []
-        if augmentation.erase_with == "constant":
-            return [T.RandomErasing(probability, scale=ERASED_SCALE)]
-        from timm.data.random_erasing import RandomErasing
-
-        return [RandomErasing(probability, mode="pixel", device="cpu")]
-
-    def _start(self) -> list[Any]:
+    def first_steps(self) -> list[Callable[[Any], Any]]:
+        """What happens to a picture before it is resized."""
         return [to_channels_first] if self.full_depth else []
 
-    def _finish(self) -> list[Any]:
+    def last_steps(self) -> list[Callable[[Any], Any]]:
+        """What makes a normalised tensor of a picture that has its size."""
         return [Normalize(self.mean, self.std)] if self.full_depth else [ToNormalizedTensor(self.mean, self.std)]
 
 
-def flip_probability(augmentation: Augmentation, *, mirrored: bool) -> float:
-    """How likely a picture is flipped; ``mirrored`` decides where the augmentation leaves it open."""
-    return augmentation.horizontal_flip if augmentation.horizontal_flip is not None else 0.5 if mirrored else 0.0
+@dataclass(frozen=True)
+class Steps:
+    """One step after the other."""
 
+    steps: tuple[Callable[[Any], Any], ...]
 
-def erasing_probability(augmentation: Augmentation, image_size: tuple[int, int]) -> float:
-    """How likely a rectangle of a picture of (height, width) pixels is erased."""
-    if augmentation.random_erasing is not None:
-        return augmentation.random_erasing
-    return 0.25 if min(image_size) >= SMALLEST_ERASED else 0.0
-
-
-def keep_a_bit(level_function: Callable[..., tuple[int]], level: float, settings: dict[str, Any]) -> tuple[int]:
-    """How many bits posterizing keeps: timm's number, at least one.
-
-    At the full magnitude of 10 timm asks for none, which Pillow 13 refuses and others answer with a black picture.
-    """
-    [bits] = level_function(level, settings)
-    return (max(1, bits),)
+    def __call__(self, picture: Any) -> Any:
+        for step in self.steps:
+            picture = step(picture)
+        return picture
 
 
 class ToNormalizedTensor:
@@ -230,15 +132,3 @@ class Normalize:
 
     def __call__(self, values: Tensor) -> Tensor:
         return (values - self.mean) / self.std
-
-
-class JitterValues:
-    """Random brightness and contrast of a float tensor of any number of channels, by up to a share; no value is cut."""
-
-    def __init__(self, largest: float) -> None:
-        self.largest = largest
-
-    def __call__(self, values: Tensor) -> Tensor:
-        brightness, contrast = (1 + self.largest * (2 * torch.rand(2) - 1)).clamp(min=0).tolist()
-        mean = values.mean()
-        return brightness * (mean + contrast * (values - mean))

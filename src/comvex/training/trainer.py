@@ -26,6 +26,7 @@ from comvex.data.balance import sampling_weights
 from comvex.data.batch_augmentation import BatchAugmentation
 from comvex.data.loading import Batch, Sample, StepOrder, TrainingPictures, evaluation_loader, training_loader
 from comvex.data.sources import DataSet, PictureSet, open_data
+from comvex.data.training_transforms import training_transform
 from comvex.data.transforms import Preprocessing
 from comvex.device import choose_device
 from comvex.errors import UserError
@@ -251,7 +252,7 @@ def training_batches(plan: Plan, order: StepOrder) -> Generator[Batch]:
     yield from training_loader(
         TrainingPictures(
             plan.data.train,
-            plan.preprocessing.training_transform(plan.recipe.augment, mirrored=plan.data.mirrored),
+            training_transform(plan.preprocessing, plan.recipe.augment, mirrored=plan.data.mirrored),
             channels=plan.preprocessing.channels,
             seed=plan.recipe.seed,
             together=BatchAugmentation(plan.preprocessing, plan.recipe.augment, plan.data.mirrored),
