@@ -1,5 +1,6 @@
 """Means, deviations and comparisons of made results, against figures worked out by hand."""
 
+import dataclasses
 import math
 import shlex
 
@@ -9,7 +10,7 @@ import tyro
 from comvex.commands.study import RunStudy
 from comvex.study.picture_factor import Factor
 from comvex.study.plan import Study
-from comvex.study.report import accuracy_table, command, comparison_table, write_report
+from comvex.study.report import accuracy_table, command, comparison_table, method_lines, write_report
 from comvex.study.results import Result, compare, summarise
 from comvex.training.recipe import Architecture, Recipe
 
@@ -60,6 +61,22 @@ def test_only_seeds_that_both_have_finished_are_compared():
     [few] = compare([*RESULTS[:3], result("convit", 1.0, 0, 90.0)])
     assert (few.fraction, few.improvements) == (0.1, (pytest.approx(18.0),))
     assert compare(RESULTS[:2]) == []
+
+
+def test_a_run_that_still_rises_is_told_from_one_at_its_plateau():
+    few, *_ = RESULTS
+    assert few.late_rise is None
+    rising = dataclasses.replace(few, curve=tuple((step, 5.0 * step) for step in range(10)))
+    flat = dataclasses.replace(few, curve=tuple((step, min(step, 5)) for step in range(20)))
+    assert (rising.late_rise, flat.late_rise) == (10.0, 0.0)
+    study = Study("sample-efficiency", Recipe(), (0.1,), (0, 1))
+    text = " ".join(method_lines(study, [rising, dataclasses.replace(flat, architecture="plain")]))
+    assert "by +10.00 (ConViT), +0.00 (plain ViT) percentage points on average" in text
+    assert "atience" not in text
+    patient = Study("sample-efficiency", Recipe(patience=4), (0.1,), (0, 1))
+    early = [dataclasses.replace(rising, ended_early=True), flat]
+    assert "Patience of 4 epochs" in (text := " ".join(method_lines(patient, early)))
+    assert "ended 1 of these 2 runs before their last step" in text
 
 
 def test_the_tables_say_what_was_found():

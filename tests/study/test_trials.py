@@ -11,30 +11,19 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "small_data_trials.py"
 def test_both_architectures_have_the_same_trials_and_no_test_picture_is_seen(tmp_path, monkeypatch):
     script = runpy.run_path(str(SCRIPT))
     assert all(not script["trial_recipe"](c, data="digits", shown=128).test for c in script["TRIALS"].values())
-    words = [
-        "small_data_trials.py",
-        "--data",
-        "digits",
-        "--only",
-        "start",
-        "flips, 4 heads",
-        "--shown",
-        "128",
-        "--threads",
-        "1",
-    ]
-    words += ["--out", str(tmp_path / "results")]
+    words = ["small_data_trials.py", "--data", "digits", "--only", "start", "flips, drop path 0.1"]
+    words += ["--shown", "128", "--threads", "1", "--out", str(tmp_path / "results")]
     monkeypatch.setattr("sys.argv", words)
     script["main"]()
     runs = sorted(path.parent for path in (tmp_path / "results").rglob("summary.json"))
     assert len(runs) == 4
     recipes = [read_recipe(run) for run in runs]
-    assert sorted((r["model"]["heads"], r["model"]["use_gpsa"]) for r in recipes) == [
-        (4, False), (4, True), (9, False), (9, True)
+    assert sorted((r["model"]["drop_path"], r["model"]["use_gpsa"]) for r in recipes) == [
+        (0.0, False), (0.0, True), (0.1, False), (0.1, True)
     ]  # fmt: skip
     assert all(read_summary(run)["evaluated_on"] == "val" for run in runs)
     lines = (tmp_path / "results" / "trials.csv").read_text().splitlines()
     assert [line.strip('"').split(",")[0] for line in lines] == ["trial", "start", "start", "flips", "flips"]
     table = (tmp_path / "results" / "trials.md").read_text()
-    assert '"model.heads": 4' in table
+    assert '"model.drop_path": 0.1' in table
     assert "hours of training in all" in table

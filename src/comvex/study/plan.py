@@ -37,11 +37,11 @@ FRACTIONS: dict[str, tuple[float, ...]] = {
 SWITCHES = ("use_gpsa", "train_gates", "convolutional_init", "freeze_positional")
 
 PLATEAU_FRACTION = 0.1
-"""Up to this share of the pictures every run goes on to the plateau of its own validation curve."""
-LONGEST = 2
-"""Such a run may take that many times the epochs that it would have without a plateau to wait for ..."""
-PATIENCE = 2
-"""... and stops when a stretch of 1 / PATIENCE of those epochs has brought no better one."""
+"""Up to this share of the pictures every run goes on to the plateau of its own validation curve: ..."""
+PLATEAU_LENGTH = 2
+"""... it takes that many times the epochs that it would have otherwise, down to the lowest learning rate. To end a run
+where its figure has not risen for a while would end it by luck: few pictures leave few for validation, and much is
+learnt while the learning rate falls."""
 
 
 @dataclass(frozen=True)
@@ -161,20 +161,16 @@ class Study:
 def length(recipe: Recipe, fraction: float, num_pictures: int, *, stretch: float) -> dict[str, int | None]:
     """Epochs (or steps, if the recipe counts those) and patience of a run with a share of the pictures.
 
-    With more than ``PLATEAU_FRACTION`` of the pictures the recipe's own length and patience hold. Up to that the run
-    ends at its plateau: after ``patience`` epochs without a better one, or after ``LONGEST`` times its length, by when
-    the learning rate has come to its end. Epochs and patience are meant for all pictures, and multiplied by
-    (1 / fraction) to the power ``stretch``; an epoch has as many steps as there are pictures.
+    Up to ``PLATEAU_FRACTION`` of the pictures it is ``PLATEAU_LENGTH`` times as long. Epochs and patience are meant for
+    all pictures, and multiplied by (1 / fraction) to the power ``stretch``; an epoch has as many steps as there are
+    pictures.
     """
     epochs = recipe.num_epochs(num_pictures)
     if recipe.steps is not None:
         epochs = math.ceil(recipe.steps / recipe.steps_per_epoch(num_pictures))
-    to_plateau = fraction <= PLATEAU_FRACTION
-    patience = recipe.patience
-    if patience is None and to_plateau:
-        patience = math.ceil(epochs / PATIENCE)
-    longer = LONGEST if to_plateau else 1
+    longer = PLATEAU_LENGTH if fraction <= PLATEAU_FRACTION else 1
     more_epochs = fraction**-stretch
+    patience = recipe.patience
     scaled = {"patience": None if patience is None else math.ceil(patience * more_epochs)}
     if recipe.steps is not None:
         return {"steps": max(1, round(longer * recipe.steps * fraction * more_epochs)), **scaled}

@@ -39,6 +39,18 @@ class Result:
     curve: tuple[tuple[int, float], ...]
     """(step, validation top-1 in percent) after each epoch."""
 
+    @property
+    def late_rise(self) -> float | None:
+        """Mean validation top-1 of the last fifth of its epochs less that of the fifth before, in percentage points.
+
+        Near 0 at a plateau. None for less than ten epochs.
+        """
+        fifth = len(self.curve) // 5
+        if fifth < 2:
+            return None
+        values = [top1 for _, top1 in self.curve]
+        return statistics.mean(values[-fifth:]) - statistics.mean(values[-2 * fifth : -fifth])
+
     def row(self) -> dict[str, Any]:
         """Its line in results.csv."""
         return {name: getattr(self, name) for name in COLUMNS}
