@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import weakref
@@ -38,12 +39,18 @@ class Command:
     """A ``comvex`` that is running, as ``subprocess.Popen`` would show it; it ends when nobody holds it any more."""
 
     def __init__(
-        self, *arguments: object, out: Path, err: Path, cwd: Path | None = None, largest_file: int | None = None
+        self,
+        *arguments: object,
+        out: Path,
+        err: Path,
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        largest_file: int | None = None,
     ) -> None:
         words = [str(argument) for argument in arguments]
         out.touch()
         err.touch()
-        surroundings = (out, err, cwd or Path.cwd(), dict(os.environ), largest_file)
+        surroundings = (out, err, cwd or Path.cwd(), {**os.environ, **(environment or {})}, largest_file)
         process = FORKS.Process(target=run, args=(words, *surroundings))
         process.start()
         assert process.pid is not None
@@ -74,6 +81,28 @@ def completed(
         out, err = Path(folder) / "out", Path(folder) / "err"
         code = Command(*arguments, out=out, err=err, cwd=cwd, largest_file=largest_file).wait(300)
         return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
+
+
+def completed_together(*arguments: object, num: int) -> list[subprocess.CompletedProcess[str]]:
+    """The same of several processes that train together, told of each other as torchrun tells them."""
+    group = {"WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num)}
+    group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with TemporaryDirectory() as folder:
+        files = [(Path(folder) / f"{rank}.out", Path(folder) / f"{rank}.err") for rank in range(num)]
+        processes = [
+            Command(*arguments, out=out, err=err, environment=group | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank, (out, err) in enumerate(files)
+        ]
+        return [
+            subprocess.CompletedProcess(arguments, process.wait(300), out.read_text(), err.read_text())
+            for process, (out, err) in zip(processes, files, strict=True)
+        ]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def run(

@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 from torch import nn
 
+from commands import FORKS
 from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
 from comvex.data.loading import evaluation_loader
 from comvex.data.sources import PictureSet, open_data
@@ -156,7 +157,7 @@ def evaluate_unreadable(files: list[Path], *, rank: int) -> None:
 
 def test_two_processes_count_each_picture_once_and_both_know_the_figures_of_all(tmp_path):
     files = made_files(tmp_path)
-    mp.spawn(evaluate_part, args=(tmp_path, files), nprocs=2)
+    mp.start_processes(evaluate_part, args=(tmp_path, files), nprocs=2, start_method=FORKS.get_start_method())
     expected = [
         figures_of(task, part, rank=0, num_ranks=1)
         for task in (SingleLabel(), MultiLabel())

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from commands import Command
+from commands import Command, free_port
 
 STEPS = 60
 SMOKE = [
@@ -30,11 +29,8 @@ def launch(out: Path, *arguments: object, processes: int = 1) -> Command | subpr
     log = out.parent / f"{out.name}.log"
     if processes == 1:
         return Command(*words, out=log, err=log)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    start += ["--master-port", str(port), "-m", "comvex"]
+    start += ["--master-port", str(free_port()), "-m", "comvex"]
     with log.open("ab") as file:
         return subprocess.Popen([*start, *words], stdout=file, stderr=file, start_new_session=True)
 
