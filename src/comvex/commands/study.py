@@ -22,9 +22,9 @@ class RunStudy:
       comvex study sample-efficiency --data FOLDER --out studies/mine   # ConViT and a plain ViT on 1 to 100 %
       comvex study ablation --data FOLDER --out studies/parts           # the paper's Table 3
 
-    All runs have the same recipe, whose settings are those of comvex train. Up to 10 % of the pictures every run goes
-    on to the plateau of its own validation curve. Stop it whenever you like and repeat the command to go on; the same
-    command in several terminals, or on several machines with one disk, shares the runs out among them.
+    All runs have the same recipe, whose settings are those of comvex train. Up to 10 % of the pictures every run is twice
+    as long, so that its validation curve comes to its plateau. Stop it whenever you like and repeat the command to go
+    on; the same command in several terminals, or on several machines with one disk, shares the runs out among them.
 
     OUT/report.md has the table, the figures and how they were measured; results.csv has every run.
     """
