@@ -1,4 +1,4 @@
-"""The trials that chose the small-data recipe: ConViT and the plain ViT of the same code, a run of each per trial.
+"""The trials that chose the recipe of the sample-efficiency study: ConViT and the plain ViT, a run of each per trial.
 
 No trial sees a test picture: each trains on 5,400 of Fashion-MNIST's training pictures (as many as 10 % leave) and is
 judged on 2,700 others of them. Both architectures have the same trials. It can be stopped and repeated, and several

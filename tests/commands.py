@@ -1,8 +1,9 @@
 """``comvex`` as a process of its own that need not import PyTorch first: forked from one that has.
 
-Importing PyTorch, timm and torchvision takes far longer than the small runs of the tests. A forked process has its
-own pid, session, folder, environment, files, signals and exit code; how ``python -m comvex`` itself starts is
-tested where that is what matters.
+Importing PyTorch, timm and torchvision takes far longer than the small runs of the tests. A forked process has its own
+pid, session, folder, files, signals and exit code. What a module reads from the environment while it is imported is
+that of the tests' start, and no ``atexit`` function runs: where that matters, and for how ``python -m comvex`` itself
+starts, a test starts a fresh process.
 """
 
 import multiprocessing
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -33,6 +35,7 @@ FORKS.set_forkserver_preload(
         "sklearn.model_selection",
     ]
 )
+forkserver.ensure_running()  # before a test changes the environment
 
 
 class Command:
@@ -110,11 +113,11 @@ def run(
 ) -> None:
     """What the forked process does."""
     os.setsid()
+    for number, file in ((1, out), (2, err)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
-    for number, file in ((1, out), (2, err)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.argv = ["comvex", *words]

@@ -78,7 +78,7 @@ def test_the_help_breaks_a_text_where_the_terminal_ends_and_not_where_the_source
     lines = capsys.readouterr().out.splitlines()
     settings = [COMMANDS[command], *({"train": [Recipe, Architecture, Augmentation]}.get(command, []))]
     texts = [each.description for cls in settings for each in parse_from_object(cls).params if each.description]
-    long = [text for text in texts if "\n" in text and len(text) < 300]  # columns end there
+    long = [text for text in texts if "\n" in text and len(text) < 300]  # no column is much wider
     assert long
     assert [text for text in long if not any(" ".join(text.split()) in line for line in lines)] == []
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shlex
 import socket
 import subprocess
@@ -19,7 +20,6 @@ from huggingface_hub import constants
 from PIL import Image, ImageOps
 
 import comvex
-from commands import completed
 from comvex.cli import main, parse
 from comvex.commands.train import Train
 from comvex.convit import ConViTWithLinearClassifier, load_model, load_weights
@@ -199,9 +199,11 @@ def test_a_mistyped_name_is_answered_with_the_right_one(refusal):
 # The commands
 
 
-def test_predict_in_a_process_of_its_own_with_nothing_given(elsewhere, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    done = completed("predict", NAME, "--json", cwd=elsewhere)
+def test_predict_in_a_process_of_its_own_with_nothing_given(elsewhere):
+    done = subprocess.run(
+        [sys.executable, "-m", "comvex", "predict", NAME, "--json"],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"}, cwd=elsewhere, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     predictions = json.loads(done.stdout)["predictions"]
     assert list(predictions) == [str(file) for file in PICTURES]

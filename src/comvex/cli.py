@@ -77,7 +77,8 @@ def parse(arguments: Sequence[str]) -> Command:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"There is no command {name!r}: {hint}The commands are {', '.join(COMMANDS)}.")
     command = COMMANDS[name]
-    unwrap_texts(command)
+    if {"-h", "--help"} & set(rest):
+        unwrap_texts(command)
     if command is not Train:
         return tyro.cli(command, prog=f"comvex {name}", args=rest, config=(FlagCreatePairsOff,))
     rest = Train.name_first(rest)

@@ -21,7 +21,10 @@ DEFAULT_TOLD = arg(help_behavior_hint=unless_none)
 
 
 def unwrap_texts(command: type[Any]) -> None:
-    """Make one line of the docstring of each field of a command and its settings: tyro breaks it as the source does."""
+    """Make one line of the docstring of each field of a command and its settings.
+
+    tyro joins the lines of a text that are not indented, and those of a field's docstring are.
+    """
     for cls in with_settings(command):
         texts = {each.arg_name: each.description for each in parse_from_object(cls).params if each.description}
         for field in dataclasses.fields(cls):

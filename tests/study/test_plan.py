@@ -54,9 +54,7 @@ def test_epochs_are_multiplied_by_one_over_the_fraction_and_up_to_ten_percent_ru
     assert lengths == {0.01: (4000, None), 0.05: (800, None), 0.1: (400, None), 0.3: (67, None), 1.0: (20, None)}
     own = study(recipe=dataclasses.replace(RECIPE, patience=3), seeds=(0,)).runs(FASHION)
     assert {run.fraction: run.recipe.patience for run in own} == {0.01: 300, 0.05: 60, 0.1: 30, 0.3: 10, 1.0: 3}
-    assert [run.to_plateau for run in study(fractions=(0.1, 0.11), seeds=(0,)).runs(FASHION)] == [True] * 2 + [
-        False
-    ] * 2
+    assert [run.is_longer for run in study(fractions=(0.1, 0.11), seeds=(0,)).runs(FASHION)] == [True] * 2 + [False] * 2
 
 
 def test_steps_are_the_same_at_every_fraction_but_twice_as_many_up_to_ten_percent():
@@ -72,6 +70,8 @@ def test_a_smaller_stretch_gives_few_pictures_fewer_steps():
     runs = study(recipe=recipe, seeds=(0,), stretch=0.5).runs(FASHION)
     # 2 x 5400 x fraction / sqrt(fraction) up to 10 %
     assert {run.fraction: run.recipe.steps for run in runs} == {0.01: 1080, 0.05: 2415, 0.1: 3415, 0.3: 2958, 1.0: 5400}
+    own = study(recipe=dataclasses.replace(recipe, patience=5), seeds=(0,), stretch=0.5).runs(FASHION)
+    assert {run.fraction: run.recipe.patience for run in own} == {0.01: 50, 0.05: 23, 0.1: 16, 0.3: 10, 1.0: 5}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def result(architecture: str, fraction: float, seed: int, top1: float) -> Result
         steps=10,
         top1=top1,
         seconds=2.0,
-        to_plateau=fraction <= 0.1,
+        is_longer=fraction <= 0.1,
         ended_early=False,
         curve=((5, top1 - 1), (10, top1)),
     )
@@ -65,13 +65,13 @@ def test_only_seeds_that_both_have_finished_are_compared():
 
 def test_a_run_that_still_rises_is_told_from_one_at_its_plateau():
     few, *_ = RESULTS
-    assert few.late_rise is None
+    assert few.late_change is None
     rising = dataclasses.replace(few, curve=tuple((step, 5.0 * step) for step in range(10)))
     flat = dataclasses.replace(few, curve=tuple((step, min(step, 5)) for step in range(20)))
-    assert (rising.late_rise, flat.late_rise) == (10.0, 0.0)
+    assert (rising.late_change, flat.late_change) == (10.0, 0.0)
     study = Study("sample-efficiency", Recipe(), (0.1,), (0, 1))
     text = " ".join(method_lines(study, [rising, dataclasses.replace(flat, architecture="plain")]))
-    assert "by +10.00 (ConViT), +0.00 (plain ViT) percentage points on average" in text
+    assert "at a plateau: +10.00 (ConViT, 10 %), +0.00 (plain ViT, 10 %)." in text
     assert "atience" not in text
     patient = Study("sample-efficiency", Recipe(patience=4), (0.1,), (0, 1))
     early = [dataclasses.replace(rising, ended_early=True), flat]

@@ -22,6 +22,14 @@ def test_a_run_without_memory_says_what_helps_and_which_checkpoint_there_is(tmp_
         raise MemoryError
 
 
+@pytest.mark.parametrize("words", ["[Errno 24] Too many open files", "received 0 items of ancdata"])
+def test_a_run_that_may_open_no_more_files_says_what_helps(words, tmp_path):
+    """The second is what PyTorch says when it may not take over a loader's tensors."""
+    told = r"Too many files are open: .* no checkpoint"
+    with pytest.raises(ValueError, match=told), explain_failures(Recipe(), tmp_path):
+        raise RuntimeError(words)
+
+
 class StopsHandingOver(Dataset[torch.Tensor]):
     """In a loader process: the second picture ends what hands tensors over, as a process that is dying does."""
 
@@ -30,7 +38,7 @@ class StopsHandingOver(Dataset[torch.Tensor]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         if index == 1:
-            time.sleep(0.5)  # the first picture is on its way
+            time.sleep(1)  # a thread is putting the first picture into the queue
             multiprocessing.resource_sharer.stop(timeout=5)
             self.done.touch()
         return torch.zeros(2)
@@ -39,7 +47,9 @@ class StopsHandingOver(Dataset[torch.Tensor]):
 def test_a_loader_that_dies_while_its_pictures_are_taken_over_is_one_sentence(tmp_path):
     done = tmp_path / "done"
     batches = iter(DataLoader(StopsHandingOver(done), sampler=range(2), num_workers=1))
+    deadline = time.monotonic() + 60
     while not done.exists():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     killed = "A process that reads pictures was killed"
     with pytest.raises(ValueError, match=killed), explain_failures(Recipe(), tmp_path):

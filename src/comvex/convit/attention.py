@@ -108,7 +108,7 @@ class GatedPositionalSelfAttention(nn.Module):
     def reset_parameters(self) -> None:
         """The start described above."""
         if self.v.weight.is_meta:
-            return  # nothing to fill, for which eye_ would import PyTorch's compiler, two seconds
+            return  # there is nothing to fill, and eye_ would import PyTorch's compiler: two seconds
         init_linear(self.qk, std=self.init_std)
         init_linear(self.proj, std=self.init_std)
         if self.convolutional_init:

@@ -126,7 +126,7 @@ class PositionalProjection(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         if self.weight.is_meta:
-            return  # nothing to fill, for which torch.arange would import PyTorch's compiler, two seconds
+            return  # there is nothing to fill, and torch.arange would import PyTorch's compiler: two seconds
         nn.init.trunc_normal_(self.weight, std=0.02)
         nn.init.zeros_(self.bias)
         if self.convolutional_init:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision import transforms as T
 from torchvision.transforms.v2 import functional as F
 
-from comvex.data.cover import Cover, Part, size_of
+from comvex.data.cover import Cover, Middle, Part, size_of
 from comvex.data.reading import ReducibleJpeg
 
 SPARE = 2
@@ -29,7 +29,7 @@ class MiddleCrop:
 
     def __init__(self, size: tuple[int, int], interpolation: str) -> None:
         self.cover = Cover(*size, interpolation)
-        self.crop = T.CenterCrop(size)
+        self.crop = Middle(*size)
 
     def __call__(self, picture: Any) -> Any:
         """Takes a Pillow picture, a JPEG file or a float tensor (channels, height, width)."""

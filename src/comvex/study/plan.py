@@ -37,11 +37,11 @@ FRACTIONS: dict[str, tuple[float, ...]] = {
 SWITCHES = ("use_gpsa", "train_gates", "convolutional_init", "freeze_positional")
 
 PLATEAU_FRACTION = 0.1
-"""Up to this share of the pictures every run goes on to the plateau of its own validation curve: ..."""
+"""Up to this share of the pictures runs are longer, to bring their validation curves to their plateaus: ..."""
 PLATEAU_LENGTH = 2
-"""... it takes that many times the epochs that it would have otherwise, down to the lowest learning rate. To end a run
-where its figure has not risen for a while would end it by luck: few pictures leave few for validation, and much is
-learnt while the learning rate falls."""
+"""... they take that many times the epochs, down to the lowest learning rate. To end a run where its figure has not
+risen for a while would end it by luck: few pictures leave few for validation, and much is learnt while the learning
+rate falls."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class PlannedRun:
         return f"{self.architecture.replace(' ', '-')}-{100 * self.fraction:g}pc-seed{self.seed}"
 
     @property
-    def to_plateau(self) -> bool:
-        """Whether the run is to end at the plateau of its validation curve."""
+    def is_longer(self) -> bool:
+        """Whether it takes ``PLATEAU_LENGTH`` times the epochs."""
         return self.fraction <= PLATEAU_FRACTION
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ class Study:
     seeds: tuple[int, ...]
     stretch: float = 1.0
     """Epochs of a fraction are multiplied by (1 / fraction) to this power: 1, as in the paper, gives every fraction as
-    many steps; less saves time where few pictures are learnt sooner."""
+    many steps, and twice that up to 10 %; less saves time where few pictures are learnt sooner."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.stretch <= 1:

@@ -159,9 +159,9 @@ def method_lines(study: Study, results: Sequence[Result]) -> list[str]:
         "decides the pictures, which are set aside for validation, the initial weights, order and augmentation, and "
         "is the same for all architectures; the pictures of a smaller fraction are among those of a larger one.",
     ]
-    lines += plateau_lines(study, [result for result in results if result.to_plateau])
     power = "" if study.stretch == 1 else f" to the power {study.stretch:g}"
     lines.append(f"A fraction's epochs are those of all pictures times (1 / fraction){power}.")
+    lines += plateau_lines(study, [result for result in results if result.is_longer])
     if study.kind == "sample-efficiency":
         lines.append(
             "The picture factor says how many times more pictures the plain ViT needs for ConViT's accuracy, "
@@ -176,18 +176,21 @@ def plateau_lines(study: Study, results: Sequence[Result]) -> list[str]:
     if not results:
         return []
     lines = [
-        f"Up to {100 * PLATEAU_FRACTION:g} % of the pictures a run is {PLATEAU_LENGTH} times as long as the recipe "
-        "says, so that its validation curve comes to its plateau."
+        f"Up to {100 * PLATEAU_FRACTION:g} % of the pictures a run is {PLATEAU_LENGTH} times as long as that, to bring "
+        "its validation curve to its plateau."
     ]
-    rises: dict[str, list[float]] = {}
+    changes: dict[tuple[str, float], list[float]] = {}
     for result in results:
-        if result.late_rise is not None:
-            rises.setdefault(label(result.architecture), []).append(result.late_rise)
-    if rises:
-        means = ", ".join(f"{statistics.mean(values):+.2f} ({name})" for name, values in rises.items())
+        if result.late_change is not None:
+            changes.setdefault((result.architecture, result.fraction), []).append(result.late_change)
+    if changes:
+        means = ", ".join(
+            f"{statistics.mean(values):+.2f} ({label(name)}, {100 * fraction:g} %)"
+            for (name, fraction), values in changes.items()
+        )
         lines[0] += (
-            f" In the last fifth of their epochs validation accuracy was higher than in the fifth before by {means} "
-            "percentage points on average."
+            " From the last fifth of the epochs but one to the last, validation accuracy changed by so many percentage "
+            f"points on average, of which little is left to gain at a plateau: {means}."
         )
     if study.recipe.patience is not None:
         early = sum(result.ended_early for result in results)

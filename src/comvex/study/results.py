@@ -32,15 +32,15 @@ class Result:
     top1: float
     """On the test pictures, in percent."""
     seconds: float
-    to_plateau: bool
-    """Whether it was to end at the plateau of its validation curve."""
+    is_longer: bool
+    """Whether it was to take ``PLATEAU_LENGTH`` times the epochs."""
     ended_early: bool
-    """Whether patience ended it, and not the last step."""
+    """Whether patience ended it before its last step."""
     curve: tuple[tuple[int, float], ...]
     """(step, validation top-1 in percent) after each epoch."""
 
     @property
-    def late_rise(self) -> float | None:
+    def late_change(self) -> float | None:
         """Mean validation top-1 of the last fifth of its epochs less that of the fifth before, in percentage points.
 
         Near 0 at a plateau. None for less than ten epochs.
@@ -95,7 +95,6 @@ def read_result(run: PlannedRun, out: Path) -> Result | None:
     if summary is None:
         return None
     history: list[dict[str, Any]] = read_table(folder / run_folder.METRICS)  # pyright: ignore[reportAssignmentType]
-    patience = run.recipe.patience
     return Result(
         architecture=run.architecture,
         fraction=run.fraction,
@@ -104,8 +103,8 @@ def read_result(run: PlannedRun, out: Path) -> Result | None:
         steps=history[-1]["step"],
         top1=summary["top1"],
         seconds=summary["seconds"],
-        to_plateau=run.to_plateau,
-        ended_early=patience is not None and history[-1]["epoch"] - summary["best_epoch"] >= patience,
+        is_longer=run.is_longer,
+        ended_early=history[-1]["step"] < run.recipe.num_steps(summary["num_training_pictures"]),
         curve=tuple((row["step"], row["val_top1"]) for row in history),
     )
 

@@ -25,7 +25,8 @@ from comvex.training.step import Learner, NotFiniteError
 
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "bad_alloc", os.strerror(errno.ENOMEM))
-TOO_MANY_FILES = os.strerror(errno.EMFILE)
+TOO_MANY_FILES = (os.strerror(errno.EMFILE), "items of ancdata")
+"""How the system says it, and PyTorch where a loader's tensors cannot be taken over."""
 LOADER_IS_GONE = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)")
 """How PyTorch says that a loader process has been killed."""
 RECEIVING = "torch.multiprocessing.reductions"
@@ -84,7 +85,7 @@ def explain(error: Exception, recipe: Recipe, out: Path) -> str | None:
     words = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in words for sign in OUT_OF_MEMORY):
         return out_of_memory(recipe, out)
-    if TOO_MANY_FILES in words:
+    if any(sign in words for sign in TOO_MANY_FILES):
         return out_of_files(out)
     if (isinstance(error, RuntimeError) and LOADER_IS_GONE.match(words)) or came_through(error, RECEIVING):
         return loader_is_gone(out)
@@ -95,7 +96,7 @@ def explain(error: Exception, recipe: Recipe, out: Path) -> str | None:
 
 
 def came_through(error: Exception, module: str) -> bool:
-    """Whether the error of the system or of a connection was raised in a call of that module's."""
+    """Whether a function of that module called what raised this error of the system or of a connection."""
     frames = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
     return isinstance(error, OSError | EOFError) and module in frames
 
