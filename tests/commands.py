@@ -35,7 +35,6 @@ FORKS.set_forkserver_preload(
         "sklearn.model_selection",
     ]
 )
-forkserver.ensure_running()  # before a test changes the environment
 
 
 class Command:
@@ -106,6 +105,11 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def start_server() -> None:
+    """Start what the processes are forked from: before a test changes the environment, which it keeps."""
+    forkserver.ensure_running()
 
 
 def run(

@@ -11,10 +11,12 @@ import torch
 from hypothesis import settings
 from torch import nn
 
+from commands import start_server
 from comvex.training.recipe import Architecture, Recipe
 from comvex.training.trainer import train
 from made_pictures import multi_label_recipe, shape_pictures
 
+start_server()
 torch.set_num_threads(1)  # small models: a second thread costs more than it brings, most of all on a busy machine
 settings.register_profile("deterministic", derandomize=True, deadline=None, database=None, max_examples=40)
 settings.load_profile("deterministic")
