@@ -53,6 +53,8 @@ def test_epochs_are_multiplied_by_one_over_the_fraction_and_up_to_ten_percent_ru
     lengths = {run.fraction: (run.recipe.epochs, run.recipe.patience) for run in study(seeds=(0,)).runs(FASHION)}
     assert lengths == {0.01: (4000, None), 0.05: (800, None), 0.1: (400, None), 0.3: (67, None), 1.0: (20, None)}
     own = study(recipe=dataclasses.replace(RECIPE, patience=3), seeds=(0,)).runs(FASHION)
+    assert {run.recipe.select for run in own} == {"best"}
+    assert {run.recipe.select for run in study(seeds=(0,)).runs(FASHION)} == {"last"}
     assert {run.fraction: run.recipe.patience for run in own} == {0.01: 300, 0.05: 60, 0.1: 30, 0.3: 10, 1.0: 3}
     assert [run.is_longer for run in study(fractions=(0.1, 0.11), seeds=(0,)).runs(FASHION)] == [True] * 2 + [False] * 2
 

@@ -238,6 +238,20 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
     assert len(rows) == best + 2 < 30
 
 
+def test_the_last_epoch_is_kept_and_tested_where_that_is_asked_for(tmp_path):
+    # A learning rate that grows until it ruins what the first epochs have learnt
+    recipe = replace(QUICK, epochs=8, warmup_epochs=8, warmup_learning_rate=1e-3, learning_rate=1.0)
+    best, last = train(recipe, tmp_path / "best"), train(replace(recipe, select="last"), tmp_path / "last")
+    assert best["best_epoch"] < last["best_epoch"] == 8
+    kept, final = (load_file(tmp_path / "last" / "weights" / f"{name}.safetensors") for name in ("best", "last"))
+    assert all(torch.equal(kept[name], final[name]) for name in kept)
+    assert last["loss"] != best["loss"]
+    with pytest.raises(UserError, match="patience is 2: it waits for the best epoch, but select is 'last'"):
+        replace(recipe, select="last", patience=2)
+    with pytest.raises(UserError, match="select is 'first': it must be best or last"):
+        replace(recipe, select="first")
+
+
 def test_averaged_weights_are_evaluated_and_saved(tmp_path):
     recipe = replace(QUICK, epochs=1, ema_decay=0.9)
     train(recipe, tmp_path / "run")

@@ -130,8 +130,12 @@ class Study:
         ]
 
     def run_recipe(self, architecture: str, fraction: float, seed: int, num_pictures: int) -> Recipe:
-        """The recipe of one run: with fewer pictures it takes more epochs, as ``stretch`` says."""
+        """The recipe of one run: with fewer pictures it takes more epochs, as ``stretch`` says.
+
+        Its last epoch is tested, or with patience the best in validation.
+        """
         changes: dict[str, Any] = {"fraction": fraction, "seed": seed, "split_seed": seed}
+        changes |= {"select": "last" if self.recipe.patience is None else "best"}
         changes |= length(self.recipe, fraction, num_pictures, stretch=self.stretch)
         model = dataclasses.replace(self.recipe.model, **VARIANTS[self.kind][architecture])
         return dataclasses.replace(self.recipe, model=model, **changes)

@@ -153,8 +153,9 @@ def accuracy_table(summaries: Sequence[Summary]) -> list[str]:
 
 def method_lines(study: Study, results: Sequence[Result]) -> list[str]:
     """What a reader must know to believe the figures."""
+    chosen = "of the last epoch" if study.recipe.patience is None else "that were best in validation"
     lines = [
-        "Accuracy is that of the weights that were best in validation, on test pictures that each run has seen once, "
+        f"Accuracy is that of the weights {chosen}, on test pictures that each run has seen once, "
         "after its end. Behind ± stands the standard deviation over the seeds, in brackets their number. A seed "
         "decides the pictures, which are set aside for validation, the initial weights, order and augmentation, and "
         "is the same for all architectures; the pictures of a smaller fraction are among those of a larger one.",

@@ -134,6 +134,9 @@ class Recipe:
     """Numbers of forward and backward; the weights stay float32. float16 scales its loss."""
     patience: Annotated[int | None, DEFAULT_TOLD] = None
     """Stop when that many epochs in a row were not the best in validation. Default: never."""
+    select: Literal["best", "last"] = "best"
+    """Which epoch's weights are kept as the run's and tested: the best in validation, or the last. Where few pictures
+    are left for validation, the best is the luckiest of many epochs; last needs no luck, and no patience."""
     seed: int = 0
     """Seed of initial weights, order, augmentation and dropout."""
 
@@ -153,6 +156,10 @@ class Recipe:
         for name in ("ema_decay", "layer_decay"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must lie in (0, 1].")
+        if self.select not in ("best", "last"):
+            raise UserError(f"select is {self.select!r}: it must be best or last.")
+        if self.select == "last" and self.patience is not None:
+            raise UserError(f"patience is {self.patience}: it waits for the best epoch, but select is 'last'.")
         if self.weights is not None:
             self._check_adaptable()
 

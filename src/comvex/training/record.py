@@ -68,10 +68,18 @@ class RunRecord:
     """
 
     def __init__(
-        self, out: Path, *, data: DataSet, task: Task, preprocessing: Preprocessing, options: Options, ranks: Ranks
+        self,
+        out: Path,
+        *,
+        data: DataSet,
+        task: Task,
+        preprocessing: Preprocessing,
+        select: str,
+        options: Options,
+        ranks: Ranks,
     ) -> None:
         self.out, self.data, self.task, self.preprocessing = out, data, task, preprocessing
-        self.options, self.ranks = options, ranks
+        self.select, self.options, self.ranks = select, options, ranks
         parts = (data.train, data.val, data.test)
         self.fingerprint = [part.fingerprint() if part is not None else "" for part in parts]
         self.history: list[dict[str, Any]] = []
@@ -212,7 +220,9 @@ class RunRecord:
                     self.board.add_scalar(f"{name}/layer_{layer}", sum(values) / len(values), step)
 
     def best(self) -> dict[str, Any]:
-        """The row of the best epoch so far."""
+        """The row of the epoch so far whose weights are kept: the best in validation, or the last."""
+        if self.select == "last":
+            return self.history[-1]
         return best_epoch(self.history, criterion=self.task.criterion, num_pictures=len(self.data.val or ()))
 
     def should_stop(self, patience: int | None) -> bool:
@@ -244,7 +254,7 @@ class RunRecord:
         return ", ".join(parts)
 
     def finish(self, evaluation: Evaluation, *, part: str, num_parameters: int) -> dict[str, Any]:
-        """Enter the figures of the best weights, draw the curves and write the summary, which ends the run."""
+        """Enter the figures of the kept weights, draw the curves and write the summary, which ends the run."""
         self.add_unreadable(evaluation.unreadable)
         seconds = sum(row["seconds"] for row in self.timing)
         rate = sum(row["pictures_per_second"] * row["seconds"] for row in self.timing) / seconds

@@ -151,12 +151,18 @@ def carry_out(plan: Plan, out: Path, stop: StopRequest) -> dict[str, Any]:
 
     # First to resume, then the given weights or from scratch, which the plan's model has
     record = RunRecord(
-        out, data=data, task=plan.task, preprocessing=plan.preprocessing, options=plan.options, ranks=ranks
+        out,
+        data=data,
+        task=plan.task,
+        preprocessing=plan.preprocessing,
+        select=recipe.select,
+        options=plan.options,
+        ranks=ranks,
     )
     with closing(record):
         train_steps(plan, learner, record, stop)
 
-        # The test pictures are touched here, once, by the weights that were best in validation
+        # The test pictures are touched here, once, by the weights that the recipe selects
         if ranks.first:
             record.save_weights(learner, run_folder.LAST_WEIGHTS, record.history[-1])
         ranks.wait()
