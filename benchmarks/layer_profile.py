@@ -141,7 +141,7 @@ def parts_of_call(example: Example) -> Counter[str]:
         record_function(LAYER),
     ):
         example.infer()
-    milliseconds = Counter(dict.fromkeys(PARTS, 0.0))
+    milliseconds: Counter[str] = Counter(dict.fromkeys(PARTS, 0))
     for event in profiler.events() or ():
         above = names_above(event)
         if LAYER in above:

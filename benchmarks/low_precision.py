@@ -85,7 +85,7 @@ def measure(source: str, data: str | None, key: recording.Key) -> dict[str, Any]
         seconds = time_in_turn(steps, rounds=key["rounds"], device=torch.device("cpu"), tell=lambda text: None)
     return {
         "data": data_set.name,
-        "num_pictures": evaluation.num_pictures,
+        "num_pictures": len(test),
         "model": describe(predictor),
         "forms": [form_row(name, top1, seconds, exports.get(name), batch_size=len(pictures)) for name in forms],
     }

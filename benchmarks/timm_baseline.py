@@ -1,9 +1,9 @@
 """timm's VisionTransformer on the splits of a study: does a plain ViT written by others land where the baseline does?
 
 It has the baseline's width, depth, heads and patches, and takes the recipe of the study's plain run of each fraction
-and seed: pictures, order, augmentation, length, patience. What is timm's own: the class token goes through all layers,
-queries, keys and values have biases, and the start is Xavier's (weight_init="jax"). It can be stopped and repeated:
-finished runs are kept.
+and seed: pictures, order, augmentation, length, which epoch is tested. What is timm's own: the class token goes through
+all layers, queries, keys and values have biases, and the start is Xavier's (weight_init="jax"). It can be stopped and
+repeated: finished runs are kept.
 
     python benchmarks/timm_baseline.py docs/results/sample-efficiency --fractions 0.1 --out docs/results/timm-baseline
 """
@@ -28,11 +28,12 @@ from comvex.files import write_text
 from comvex.study.carry_out import STUDY, read_study
 from comvex.study.plan import PLAIN, PlannedRun, Study
 from comvex.study.results import read_result
-from comvex.training.best_epoch import best_epoch
+from comvex.training.best_epoch import selected_epoch
+from comvex.training.plan import Plan, make_plan
 from comvex.training.ranks import Ranks
 from comvex.training.recipe import Options
 from comvex.training.step import Learner
-from comvex.training.trainer import Plan, evaluate_part, make_plan, step_order, training_batches
+from comvex.training.trainer import evaluate_part, step_order, training_batches
 
 
 def timm_vit(config: ConViTConfig) -> VisionTransformer:
@@ -43,15 +44,15 @@ def timm_vit(config: ConViTConfig) -> VisionTransformer:
 
 
 def trained(run: PlannedRun, *, threads: int | None) -> dict[str, Any]:
-    """Train timm's ViT as the run says; top-1 in percent on the test pictures, of the best epoch in validation."""
+    """Train timm's ViT as the run says; top-1 in percent on the test pictures, of the epoch that the recipe selects."""
     options = Options(device="cpu", threads=threads)
     plan = make_plan(run.recipe, options, torch.device("cpu"), Ranks())
     torch.manual_seed(run.seed)
     vit: Any = timm_vit(plan.model.config)
     plan = replace(plan, model=vit)
     start = time.monotonic()
-    best, history = train_steps(plan, vit)
-    vit.load_state_dict(best)
+    weights, history = train_steps(plan, vit)
+    vit.load_state_dict(weights)
     return {
         "fraction": run.fraction,
         "seed": run.seed,
@@ -64,13 +65,13 @@ def trained(run: PlannedRun, *, threads: int | None) -> dict[str, Any]:
 
 
 def train_steps(plan: Plan, vit: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The weights of the epoch that was best in validation, and the history of the epochs."""
+    """The weights of the epoch that the recipe selects, and the history of the epochs."""
     recipe, data = plan.recipe, plan.data
     learner = Learner(
         vit, recipe, data=data, task=plan.task, device=plan.device, options=plan.options, ranks=plan.ranks
     )
     order = step_order(plan, start=0)
-    best, history = {}, []
+    weights, history = {}, []
     vit.train()
     for step, batch in enumerate(training_batches(plan, order), start=1):
         learner.step(step, [batch], num_pictures=len(batch.labels))
@@ -79,13 +80,13 @@ def train_steps(plan: Plan, vit: Any) -> tuple[dict[str, Any], list[dict[str, An
         evaluation = evaluate_part(vit, plan, "val")
         top1 = evaluation.scores.summary()["top1"]
         history.append({"step": step, "val_loss": evaluation.loss, "val_top1": top1})
-        chosen = best_epoch(history, criterion="val_top1", num_pictures=len(data.val or ()))
+        chosen = selected_epoch(history, select=recipe.select, criterion="val_top1", num_pictures=len(data.val or ()))
         if chosen is history[-1]:
-            best = copy.deepcopy(vit.state_dict())
+            weights = copy.deepcopy(vit.state_dict())
         print(f"step {step} of {plan.num_steps}: validation top-1 {top1:.2f} %", flush=True)
         if recipe.patience is not None and len(history) - 1 - history.index(chosen) >= recipe.patience:
             break
-    return best, history
+    return weights, history
 
 
 def main() -> None:

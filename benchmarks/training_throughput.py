@@ -28,12 +28,13 @@ from torch import nn
 
 from comvex.data.loading import Batch
 from comvex.training import trainer
+from comvex.training.plan import Plan, make_plan
 from comvex.training.ranks import Ranks
 from comvex.training.recipe import Architecture, Options, Recipe
 from comvex.training.record import EpochSums, RunRecord
 from comvex.training.step import Learner
 from comvex.training.stopping import StopRequest
-from comvex.training.trainer import Plan, make_plan, step_order, train_steps, training_batches
+from comvex.training.trainer import step_order, train_steps, training_batches
 
 
 def made_folder(root: Path, *, num: int, side: int) -> Path:
@@ -121,9 +122,7 @@ def trained(plan: Plan, out: Path, ready: list[Batch] | None, clock: Callable[[]
 
     Starting loader processes and the one validation at the end are subtracted: they do not grow with the steps.
     """
-    record = Quiet(
-        out, data=plan.data, task=plan.task, preprocessing=plan.preprocessing, options=plan.options, ranks=plan.ranks
-    )
+    record = Quiet(out, plan)
     tiny = dataclasses.replace(plan.data, val=plan.data.train.where(np.arange(len(plan.data.train)) < 1))
     learner = new_learner(plan)
     first: list[float] = []

@@ -81,7 +81,7 @@ def completed(
     """What a ``comvex`` has printed and how it ended; no file that it writes may have more bytes than the largest."""
     with TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
-        code = Command(*arguments, out=out, err=err, cwd=cwd, largest_file=largest_file).wait(300)
+        code = ended(Command(*arguments, out=out, err=err, cwd=cwd, largest_file=largest_file), err)
         return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
 
 
@@ -96,9 +96,17 @@ def completed_together(*arguments: object, num: int) -> list[subprocess.Complete
             for rank, (out, err) in enumerate(files)
         ]
         return [
-            subprocess.CompletedProcess(arguments, process.wait(300), out.read_text(), err.read_text())
+            subprocess.CompletedProcess(arguments, ended(process, err), out.read_text(), err.read_text())
             for process, (out, err) in zip(processes, files, strict=True)
         ]
+
+
+def ended(process: Command, err: Path) -> int:
+    """The exit code of a process, which has five minutes; what it last said is shown if they do not suffice."""
+    try:
+        return process.wait(300)
+    except subprocess.TimeoutExpired as expired:
+        raise TimeoutError(f"comvex has not ended within 300 s; its last words: {err.read_text()[-2000:]}") from expired
 
 
 def free_port() -> int:

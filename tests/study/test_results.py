@@ -38,6 +38,10 @@ RESULTS = [
 ]
 
 
+def words(study: Study, results: list[Result]) -> str:
+    return " ".join(method_lines(study, results, summarise(results)))
+
+
 def test_mean_and_deviation_are_those_of_the_seeds():
     first, second, *_ = summarise(RESULTS)
     assert (first.architecture, first.fraction, first.num_seeds, first.num_pictures) == ("convit", 0.1, 2, 100)
@@ -70,12 +74,12 @@ def test_a_run_that_still_rises_is_told_from_one_at_its_plateau():
     flat = dataclasses.replace(few, curve=tuple((step, min(step, 5)) for step in range(20)))
     assert (rising.late_change, flat.late_change) == (10.0, 0.0)
     study = Study("sample-efficiency", Recipe(), (0.1,), (0, 1))
-    text = " ".join(method_lines(study, [rising, dataclasses.replace(flat, architecture="plain")]))
-    assert "at a plateau: +10.00 (ConViT, 10 %), +0.00 (plain ViT, 10 %)." in text
+    text = words(study, [rising, dataclasses.replace(flat, architecture="plain")])
+    assert "the fifth before is +10.00 (ConViT, 10 %), +0.00 (plain ViT, 10 %)." in text
     assert "atience" not in text
     patient = Study("sample-efficiency", Recipe(patience=4), (0.1,), (0, 1))
     early = [dataclasses.replace(rising, ended_early=True), flat]
-    assert "Patience of 4 epochs" in (text := " ".join(method_lines(patient, early)))
+    assert "Patience of 4 epochs" in (text := words(patient, early))
     assert "ended 1 of these 2 runs before their last step" in text
 
 

@@ -20,7 +20,7 @@ from comvex.convit.analysis import gates, nonlocality
 from comvex.data.sources import open_data
 from comvex.errors import UserError
 from comvex.files import read_table
-from comvex.training import trainer
+from comvex.training import plan
 from comvex.training.recipe import Architecture, Options, Recipe
 from comvex.training.trainer import begin_folder, train
 
@@ -223,7 +223,7 @@ def test_a_trial_never_opens_a_test_picture(tmp_path, monkeypatch):
     def guarded(*arguments, **options):
         return replace(open_data(*arguments, **options), test=Untouchable())
 
-    monkeypatch.setattr(trainer, "open_data", guarded)
+    monkeypatch.setattr(plan, "open_data", guarded)
     summary = train(replace(QUICK, epochs=1, test=False), tmp_path / "run")
     assert (summary["evaluated_on"], summary["num_pictures"]) == ("val", 142)
     with pytest.raises((AssertionError, TypeError)):  # the guard is one

@@ -23,7 +23,8 @@ class RunStudy:
       comvex study ablation --data FOLDER --out studies/parts           # the paper's Table 3
 
     All runs have the same recipe, whose settings are those of comvex train. Up to 10 % of the pictures a run is twice
-    as long, to bring its validation curve to its plateau. Stop it whenever you like and repeat the command to go on;
+    as long, to bring its validation curve to its plateau. The last epoch of each is tested, with --patience the best in
+    validation; --select is passed over. Stop it whenever you like and repeat the command to go on;
     the same command in several terminals, or on several machines with one disk, shares the runs out among them.
 
     OUT/report.md has the table, the figures and how they were measured; results.csv has every run.

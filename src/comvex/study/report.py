@@ -6,7 +6,6 @@ import dataclasses
 import os
 import platform
 import shlex
-import statistics
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -96,7 +95,16 @@ def report_lines(
     has_figure = study.kind == "ablation" or comparisons
     lines += ["", f"![{heading}]({FIGURE})", ""] if has_figure else [""]
     lines += [f"![Validation accuracy against steps]({CURVES_FIGURE})", ""]
-    lines += ["## How it was measured", "", *method_lines(study, results), "", "```bash", command(study), "```", ""]
+    lines += [
+        "## How it was measured",
+        "",
+        *method_lines(study, results, summaries),
+        "",
+        "```bash",
+        command(study),
+        "```",
+        "",
+    ]
     lines += [machine(), "", f"Each run is in [{RESULTS}]({RESULTS}), its curve in [{CURVES}]({CURVES})."]
     return lines
 
@@ -151,7 +159,7 @@ def accuracy_table(summaries: Sequence[Summary]) -> list[str]:
     return lines
 
 
-def method_lines(study: Study, results: Sequence[Result]) -> list[str]:
+def method_lines(study: Study, results: Sequence[Result], summaries: Sequence[Summary]) -> list[str]:
     """What a reader must know to believe the figures."""
     chosen = "of the last epoch" if study.recipe.patience is None else "that were best in validation"
     lines = [
@@ -162,7 +170,7 @@ def method_lines(study: Study, results: Sequence[Result]) -> list[str]:
     ]
     power = "" if study.stretch == 1 else f" to the power {study.stretch:g}"
     lines.append(f"A fraction's epochs are those of all pictures times (1 / fraction){power}.")
-    lines += plateau_lines(study, [result for result in results if result.is_longer])
+    lines += plateau_lines(study, results, summaries)
     if study.kind == "sample-efficiency":
         lines.append(
             "The picture factor says how many times more pictures the plain ViT needs for ConViT's accuracy, "
@@ -172,32 +180,30 @@ def method_lines(study: Study, results: Sequence[Result]) -> list[str]:
     return "\n\n".join(lines).splitlines()
 
 
-def plateau_lines(study: Study, results: Sequence[Result]) -> list[str]:
+def plateau_lines(study: Study, results: Sequence[Result], summaries: Sequence[Summary]) -> list[str]:
     """How it is seen to that a faster learner is not taken for one that needs fewer pictures."""
-    if not results:
+    longer = [result for result in results if result.is_longer]
+    if not longer:
         return []
     lines = [
         f"Up to {100 * PLATEAU_FRACTION:g} % of the pictures a run is {PLATEAU_LENGTH} times as long as that, to bring "
         "its validation curve to its plateau."
     ]
-    changes: dict[tuple[str, float], list[float]] = {}
-    for result in results:
-        if result.late_change is not None:
-            changes.setdefault((result.architecture, result.fraction), []).append(result.late_change)
+    changes = ", ".join(
+        f"{summary.late_change:+.2f} ({label(summary.architecture)}, {100 * summary.fraction:g} %)"
+        for summary in summaries
+        if summary.fraction <= PLATEAU_FRACTION and summary.late_change is not None
+    )
     if changes:
-        means = ", ".join(
-            f"{statistics.mean(values):+.2f} ({label(name)}, {100 * fraction:g} %)"
-            for (name, fraction), values in changes.items()
-        )
         lines[0] += (
-            " From the last fifth of the epochs but one to the last, validation accuracy changed by so many percentage "
-            f"points on average, of which little is left to gain at a plateau: {means}."
+            " At a plateau validation accuracy hardly changes any more; in percentage points, the mean over the last "
+            f"fifth of the epochs less that over the fifth before is {changes}."
         )
     if study.recipe.patience is not None:
-        early = sum(result.ended_early for result in results)
+        early = sum(result.ended_early for result in longer)
         lines.append(
             f"Patience of {study.recipe.patience} epochs of all pictures (times what epochs are multiplied by) ended "
-            f"{early} of these {len(results)} runs before their last step."
+            f"{early} of these {len(longer)} runs before their last step."
         )
     return lines
 

@@ -70,6 +70,8 @@ class Summary:
     """Standard deviation over the seeds, in percentage points; None for a single one."""
     seconds: float
     """Mean of a run."""
+    late_change: float | None
+    """Mean of those of its runs that have one, in percentage points."""
 
 
 @dataclass(frozen=True)
@@ -114,18 +116,22 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
     groups: dict[tuple[str, float], list[Result]] = {}
     for result in results:
         groups.setdefault((result.architecture, result.fraction), []).append(result)
-    return [
-        Summary(
-            architecture=architecture,
-            fraction=fraction,
-            num_seeds=len(group),
-            num_pictures=statistics.mean(result.num_pictures for result in group),
-            top1=statistics.mean(result.top1 for result in group),
-            deviation=statistics.stdev(result.top1 for result in group) if len(group) > 1 else None,
-            seconds=statistics.mean(result.seconds for result in group),
-        )
-        for (architecture, fraction), group in groups.items()
-    ]
+    return [summary(group) for group in groups.values()]
+
+
+def summary(group: Sequence[Result]) -> Summary:
+    """Of the runs of one architecture at one fraction, at least one."""
+    late_changes = [result.late_change for result in group if result.late_change is not None]
+    return Summary(
+        architecture=group[0].architecture,
+        fraction=group[0].fraction,
+        num_seeds=len(group),
+        num_pictures=statistics.mean(result.num_pictures for result in group),
+        top1=statistics.mean(result.top1 for result in group),
+        deviation=statistics.stdev(result.top1 for result in group) if len(group) > 1 else None,
+        seconds=statistics.mean(result.seconds for result in group),
+        late_change=statistics.mean(late_changes) if late_changes else None,
+    )
 
 
 def compare(results: Sequence[Result]) -> list[Comparison]:

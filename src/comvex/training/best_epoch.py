@@ -14,8 +14,17 @@ def standard_error(percent: float, num_pictures: int) -> float:
     return 100 * math.sqrt(share * (1 - share) / num_pictures)
 
 
+def selected_epoch(
+    history: Sequence[dict[str, Any]], *, select: str, criterion: str, num_pictures: int
+) -> dict[str, Any]:
+    """The row of metrics.csv whose weights are kept and tested: the "last", or the "best" in validation so far."""
+    if select == "last":
+        return history[-1]
+    return best_epoch(history, criterion=criterion, num_pictures=num_pictures)
+
+
 def best_epoch(history: Sequence[dict[str, Any]], *, criterion: str, num_pictures: int) -> dict[str, Any]:
-    """The row of metrics.csv whose weights are kept as the best.
+    """The best row of metrics.csv.
 
     A later epoch takes the place of the best so far if its ``criterion`` is higher by more than one standard error, or,
     where the difference is less than that and so chance, if its validation loss is lower. With few validation pictures

@@ -14,9 +14,10 @@ from torch import Tensor
 from comvex.device import choose_device
 from comvex.plotting import BLUE, new_figure
 from comvex.training.build import build_optimizer, build_schedule
+from comvex.training.plan import Plan, make_plan
 from comvex.training.ranks import Ranks
 from comvex.training.recipe import Options, Recipe
-from comvex.training.trainer import Plan, make_plan, step_order, training_batches
+from comvex.training.trainer import step_order, training_batches
 
 NUM_SAMPLES = 32
 """Augmented pictures that are drawn."""

@@ -15,17 +15,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from comvex import run_folder
 from comvex.convit.weights import WeightsInfo, add_figures, save_weights
-from comvex.data.sources import DataSet
-from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
 from comvex.files import read_table, write_table, write_text
 from comvex.inference.evaluate import Evaluation
-from comvex.inference.task import Task
-from comvex.training.best_epoch import best_epoch
+from comvex.training.best_epoch import selected_epoch
 from comvex.training.checkpoint import Checkpoint, load_latest, remove_unfinished, save_checkpoint, set_damaged_aside
 from comvex.training.curves import draw_curves, draw_heads
+from comvex.training.plan import Plan
 from comvex.training.ranks import Ranks
-from comvex.training.recipe import Options
 from comvex.training.step import Learner, StepResult
 
 LOGGER = logging.getLogger(__name__)
@@ -67,20 +64,10 @@ class RunRecord:
     could not be read. What a resumed run needs of it is in every checkpoint, so that no line is lost or doubled.
     """
 
-    def __init__(
-        self,
-        out: Path,
-        *,
-        data: DataSet,
-        task: Task,
-        preprocessing: Preprocessing,
-        select: str,
-        options: Options,
-        ranks: Ranks,
-    ) -> None:
-        self.out, self.data, self.task, self.preprocessing = out, data, task, preprocessing
-        self.select, self.options, self.ranks = select, options, ranks
-        parts = (data.train, data.val, data.test)
+    def __init__(self, out: Path, plan: Plan) -> None:
+        self.out, self.data, self.ranks, self.task = out, plan.data, plan.ranks, plan.task
+        self.recipe, self.options, self.preprocessing = plan.recipe, plan.options, plan.preprocessing
+        parts = (plan.data.train, plan.data.val, plan.data.test)
         self.fingerprint = [part.fingerprint() if part is not None else "" for part in parts]
         self.history: list[dict[str, Any]] = []
         self.timing: list[dict[str, Any]] = []
@@ -139,12 +126,12 @@ class RunRecord:
             "sums": all_sums,
             "epoch_seconds": time.perf_counter() - self.epoch_start,
         }
-        best = self.best()["step"] if self.history else None
+        spare = self.selected()["step"] if self.history else None
         save_checkpoint(
             self.out / run_folder.CHECKPOINTS,
             Checkpoint(step, learner.tensors(), state),
             keep=self.options.keep_checkpoints,
-            spare=best,
+            spare=spare,
         )
 
     def add_unreadable(self, messages: list[str]) -> None:
@@ -168,7 +155,7 @@ class RunRecord:
     def end_epoch(
         self, learner: Learner, sums: EpochSums, evaluation: Evaluation, *, step: int, heads: list[dict[str, Any]]
     ) -> None:
-        """Write down an epoch, and its weights if they are the best so far; ``heads`` has a row per layer and head."""
+        """Write down an epoch, and its weights if they are selected; ``heads`` has a row per layer and head."""
         loss, num_pictures = self.ranks.sum([sums.loss, sums.num_pictures])
         self.share_unreadable()
         self.add_unreadable(evaluation.unreadable)
@@ -188,7 +175,7 @@ class RunRecord:
         self.heads += [{"epoch": row["epoch"], **head} for head in heads]
         if not self.ranks.first:
             return
-        if row is self.best():
+        if row is self.selected():
             self.save_weights(learner, run_folder.BEST_WEIGHTS, row)
         write_table(self.out / run_folder.METRICS, self.history)
         write_table(self.out / run_folder.TIMING, self.timing)
@@ -219,15 +206,19 @@ class RunRecord:
                 if values:
                     self.board.add_scalar(f"{name}/layer_{layer}", sum(values) / len(values), step)
 
-    def best(self) -> dict[str, Any]:
+    def selected(self) -> dict[str, Any]:
         """The row of the epoch so far whose weights are kept: the best in validation, or the last."""
-        if self.select == "last":
-            return self.history[-1]
-        return best_epoch(self.history, criterion=self.task.criterion, num_pictures=len(self.data.val or ()))
+        return selected_epoch(
+            self.history,
+            select=self.recipe.select,
+            criterion=self.task.criterion,
+            num_pictures=len(self.data.val or ()),
+        )
 
-    def should_stop(self, patience: int | None) -> bool:
-        """Whether that many epochs in a row have not been the best."""
-        return bool(patience and self.history and self.history[-1]["epoch"] - self.best()["epoch"] >= patience)
+    def should_stop(self) -> bool:
+        """Whether as many epochs in a row as the recipe has patience for have not been the best."""
+        patience = self.recipe.patience
+        return bool(patience and self.history and self.history[-1]["epoch"] - self.selected()["epoch"] >= patience)
 
     def save_weights(self, learner: Learner, name: Path, row: dict[str, Any]) -> None:
         start = learner.model.info
@@ -265,7 +256,7 @@ class RunRecord:
             "num_pictures": evaluation.num_pictures,
             "num_unreadable": len(self.unreadable),
             "num_training_pictures": len(self.data.train),
-            "best_epoch": self.best()["epoch"],
+            "best_epoch": self.selected()["epoch"],
             "num_parameters": num_parameters,
             "seconds": seconds,
             "pictures_per_second": rate,
@@ -279,7 +270,7 @@ class RunRecord:
                 {**scores, "test_loss": evaluation.loss, "test_pictures": evaluation.num_pictures},
             )
         title = f"{self.out.name}: {self.data.name}"
-        draw_curves(self.history, self.best(), self.out / "curves.png", task=self.task, title=title)
+        draw_curves(self.history, self.selected(), self.out / "curves.png", task=self.task, title=title)
         if self.heads:
             draw_heads(self.heads, self.out / "heads.png", title=title)
         write_text(self.out / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")

@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,20 @@ from torch.utils.data import DataLoader
 import comvex
 from comvex import run_folder
 from comvex.convit.analysis import head_figures
-from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.convit.weights import load_model
 from comvex.data.balance import sampling_weights
 from comvex.data.batch_augmentation import BatchAugmentation
 from comvex.data.loading import Batch, Sample, StepOrder, TrainingPictures, evaluation_loader, training_loader
-from comvex.data.sources import DataSet, PictureSet, open_data
+from comvex.data.sources import PictureSet
 from comvex.data.training_transforms import training_transform
-from comvex.data.transforms import Preprocessing
 from comvex.device import choose_device
 from comvex.errors import UserError
 from comvex.files import is_temporary, write_text
 from comvex.inference.evaluate import Evaluation, evaluate
-from comvex.inference.task import Task, choose_task
-from comvex.training.build import build_model, build_preprocessing, settle
 from comvex.training.failure import explain_failures, keep_failure
+from comvex.training.plan import Plan, make_plan
 from comvex.training.progress import RunProgress, held_messages, log_to
-from comvex.training.ranks import Ranks, joined_ranks
+from comvex.training.ranks import joined_ranks
 from comvex.training.recipe import Options, Recipe, differences
 from comvex.training.record import EpochSums, RunRecord
 from comvex.training.step import Learner, NotFiniteError
@@ -45,49 +41,6 @@ from comvex.training.stopping import StoppedError, StopRequest, stop_requests
 LOGGER = logging.getLogger(__name__)
 NUM_WATCHED = 32
 """Validation pictures on which the attention heads are watched."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A recipe brought together with its data and the machine, all of it checked."""
-
-    recipe: Recipe
-    options: Options
-    data: DataSet
-    task: Task
-    model: ConViTWithLinearClassifier
-    """With the weights that training starts from."""
-    preprocessing: Preprocessing
-    num_steps: int
-    device: torch.device
-    ranks: Ranks
-
-    @property
-    def num_parameters(self) -> int:
-        """Trained and frozen numbers of the model."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
-
-def make_plan(recipe: Recipe, options: Options, device: torch.device, ranks: Ranks) -> Plan:
-    """Open the data and settle what the recipe leaves open; raises ``ValueError`` for whatever does not fit."""
-    data = open_data(
-        recipe.data, split_seed=recipe.split_seed, fraction=recipe.fraction, val_fraction=recipe.val_fraction
-    )
-    if not recipe.test:
-        data = replace(data, test=None)
-    model = build_model(recipe, data)
-    preprocessing = build_preprocessing(model, data)
-    return Plan(
-        recipe=settle(recipe, data),
-        options=options,
-        data=data.read_at(full_depth=preprocessing.full_depth),
-        task=choose_task(multi_label=data.multi_label),
-        model=model,
-        preprocessing=preprocessing,
-        num_steps=recipe.num_steps(len(data.train)),
-        device=device,
-        ranks=ranks,
-    )
 
 
 def train(recipe: Recipe, out: Path, *, options: Options | None = None) -> dict[str, Any]:
@@ -144,21 +97,13 @@ def machine_settings(options: Options, device: torch.device) -> Iterator[None]:
 def carry_out(plan: Plan, out: Path, stop: StopRequest) -> dict[str, Any]:
     """The run itself: model, optimiser, resume, loop, evaluation."""
     recipe, data, ranks = plan.recipe, plan.data, plan.ranks
-    describe(plan)
+    LOGGER.info("%s", plan)
     learner = Learner(
         plan.model, recipe, data=data, task=plan.task, device=plan.device, options=plan.options, ranks=ranks
     )
 
     # First to resume, then the given weights or from scratch, which the plan's model has
-    record = RunRecord(
-        out,
-        data=data,
-        task=plan.task,
-        preprocessing=plan.preprocessing,
-        select=recipe.select,
-        options=plan.options,
-        ranks=ranks,
-    )
+    record = RunRecord(out, plan)
     with closing(record):
         train_steps(plan, learner, record, stop)
 
@@ -185,7 +130,7 @@ def train_steps(plan: Plan, learner: Learner, record: RunRecord, stop: StopReque
     progress = RunProgress(
         num_steps, start=step, per_epoch=order.steps_per_epoch, batch_size=recipe.batch_size, enabled=ranks.first
     )
-    finished = step == num_steps or record.should_stop(recipe.patience)
+    finished = step == num_steps or record.should_stop()
     last_saved = time.monotonic()
     plan.model.train()
     with closing(training_batches(plan, order)) as batches, progress:
@@ -211,7 +156,7 @@ def train_steps(plan: Plan, learner: Learner, record: RunRecord, stop: StopReque
                 heads = head_figures(learner.evaluated, watched) if ranks.first else []
                 record.end_epoch(learner, sums, evaluation, step=step, heads=heads)
                 sums = EpochSums()
-                finished = finished or record.should_stop(recipe.patience)
+                finished = finished or record.should_stop()
             if epoch_ends or saving or stopping or step % (options.checkpoint_steps or num_steps) == 0:
                 record.save_checkpoint(learner, sums, step=step)
                 last_saved = time.monotonic()
@@ -221,19 +166,6 @@ def train_steps(plan: Plan, learner: Learner, record: RunRecord, stop: StopReque
                 ranks.wait()  # torchrun ends all processes when the first one ends
                 raise stopped
             progress.show(step, record, sums)
-
-
-def describe(plan: Plan) -> None:
-    """Log what is about to be trained on what."""
-    data, ranks = plan.data, plan.ranks
-    LOGGER.info(
-        "%s: %d classes%s, %d training, %d validation, %d test pictures; "
-        "%d parameters, %d x %d pixels; %d steps on %s%s",
-        data.name, len(data.classes), " (multi-label)" if data.multi_label else "",
-        len(data.train), len(data.val or ()), len(data.test or ()),
-        plan.num_parameters, *plan.preprocessing.image_size, plan.num_steps, plan.device,
-        f", {ranks.num} processes" if ranks.num > 1 else "",
-    )  # fmt: skip
 
 
 def step_order(plan: Plan, *, start: int) -> StepOrder:
