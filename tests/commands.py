@@ -9,12 +9,13 @@ starts, a test starts a fresh process.
 import multiprocessing
 import os
 import resource
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,7 +39,10 @@ FORKS.set_forkserver_preload(
 
 
 class Command:
-    """A ``comvex`` that is running, as ``subprocess.Popen`` would show it; it ends when nobody holds it any more."""
+    """A ``comvex`` that is running, as ``subprocess.Popen`` would show it; it ends when nobody holds it any more.
+
+    With ``script`` it is that Python file instead.
+    """
 
     def __init__(
         self,
@@ -48,12 +52,13 @@ class Command:
         cwd: Path | None = None,
         environment: Mapping[str, str] | None = None,
         largest_file: int | None = None,
+        script: Path | None = None,
     ) -> None:
         words = [str(argument) for argument in arguments]
         out.touch()
         err.touch()
         surroundings = (out, err, cwd or Path.cwd(), {**os.environ, **(environment or {})}, largest_file)
-        process = FORKS.Process(target=run, args=(words, *surroundings))
+        process = FORKS.Process(target=run, args=(words, script, *surroundings))
         process.start()
         assert process.pid is not None
         self.pid: int = process.pid
@@ -85,16 +90,24 @@ def completed(
         return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
 
 
-def completed_together(*arguments: object, num: int) -> list[subprocess.CompletedProcess[str]]:
-    """The same of several processes that train together, told of each other as torchrun tells them."""
-    group = {"WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num)}
+def together(*arguments: object, files: Sequence[tuple[Path, Path]], script: Path | None = None) -> list[Command]:
+    """Processes that train together, told of each other as torchrun tells them: one for each pair of out and err."""
+    group = {"WORLD_SIZE": str(len(files)), "LOCAL_WORLD_SIZE": str(len(files))}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(len(files))]
     group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [
+        Command(*arguments, out=out, err=err, environment=group | own, script=script)
+        for own, (out, err) in zip(ranks, files, strict=True)
+    ]
+
+
+def completed_together(
+    *arguments: object, num: int, script: Path | None = None
+) -> list[subprocess.CompletedProcess[str]]:
+    """What several processes that trained together have printed and how they ended."""
     with TemporaryDirectory() as folder:
         files = [(Path(folder) / f"{rank}.out", Path(folder) / f"{rank}.err") for rank in range(num)]
-        processes = [
-            Command(*arguments, out=out, err=err, environment=group | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank, (out, err) in enumerate(files)
-        ]
+        processes = together(*arguments, files=files, script=script)
         return [
             subprocess.CompletedProcess(arguments, ended(process, err), out.read_text(), err.read_text())
             for process, (out, err) in zip(processes, files, strict=True)
@@ -121,7 +134,13 @@ def start_server() -> None:
 
 
 def run(
-    words: list[str], out: Path, err: Path, cwd: Path, environment: Mapping[str, str], largest_file: int | None
+    words: list[str],
+    script: Path | None,
+    out: Path,
+    err: Path,
+    cwd: Path,
+    environment: Mapping[str, str],
+    largest_file: int | None,
 ) -> None:
     """What the forked process does."""
     os.setsid()
@@ -132,5 +151,7 @@ def run(
     os.environ.update(environment)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    sys.argv = ["comvex", *words]
-    sys.exit(main())
+    sys.argv = [str(script or "comvex"), *words]
+    if script is None:
+        sys.exit(main())
+    runpy.run_path(str(script), run_name="__main__")

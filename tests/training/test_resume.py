@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from commands import Command, free_port
+from commands import Command, free_port, together
 
 STEPS = 60
 SMOKE = [
@@ -23,30 +24,36 @@ SMOKE = [
 """Every source of randomness is on: augmentation, Mixup, CutMix, drop path, whole-head dropout, averaged weights."""
 
 
-def launch(out: Path, *arguments: object, processes: int = 1) -> Command | subprocess.Popen[bytes]:
-    """``comvex train smoke`` in a session of its own, started by torchrun if it is several processes."""
+Processes = Sequence[Command | subprocess.Popen[bytes]]
+
+
+def launch(out: Path, *arguments: object, processes: int = 1, torchrun: bool = False) -> Processes:
+    """``comvex train smoke``, each process in a session of its own, or torchrun that starts them."""
     words = list(map(str, [*SMOKE, "--out", out, *arguments]))
     log = out.parent / f"{out.name}.log"
     if processes == 1:
-        return Command(*words, out=log, err=log)
+        return [Command(*words, out=log, err=log)]
+    if not torchrun:
+        return together(*words, files=[(log, log)] * processes)
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     start += ["--master-port", str(free_port()), "-m", "comvex"]
     with log.open("ab") as file:
-        return subprocess.Popen([*start, *words], stdout=file, stderr=file, start_new_session=True)
+        return [subprocess.Popen([*start, *words], stdout=file, stderr=file, start_new_session=True)]
 
 
-def finish(out: Path, *arguments: object, processes: int = 1) -> None:
-    assert launch(out, *arguments, processes=processes).wait(300) == 0, (out.parent / f"{out.name}.log").read_text()
+def finish(out: Path, *arguments: object, processes: int = 1, torchrun: bool = False) -> None:
+    for process in launch(out, *arguments, processes=processes, torchrun=torchrun):
+        assert process.wait(300) == 0, (out.parent / f"{out.name}.log").read_text()
 
 
 def saved_steps(out: Path) -> list[int]:
     return sorted(int(folder.name[5:]) for folder in (out / "checkpoints").glob("step-*"))
 
 
-def wait_until(condition, process: Command | subprocess.Popen[bytes], *, timeout: float = 120) -> None:
+def wait_until(condition, processes: Processes, *, timeout: float = 120) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert all(process.poll() is None for process in processes), "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
@@ -57,12 +64,13 @@ def family(pid: int) -> list[int]:
     return [pid, *(each for child in children for each in family(int(child)))]
 
 
-def kill(process: Command | subprocess.Popen[bytes]) -> None:
+def kill(processes: Processes) -> None:
     """All processes of a run at once, as a machine that loses its power; loader processes end when they notice."""
-    for pid in family(process.pid):
+    for pid in [pid for process in processes for pid in family(process.pid)]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    process.wait(60)
+    for process in processes:
+        process.wait(60)
 
 
 def resumed_steps(out: Path) -> list[int]:
@@ -93,12 +101,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_killed_three_times_ends_as_if_it_had_not_been(undisturbed, tmp_path):
     out, seen = tmp_path / "run", []
     for number in range(3):
-        process = launch(out, "--workers", 2)
-        wait_until(lambda: saved_steps(out) and saved_steps(out)[-1] >= 14 * (number + 1), process)  # noqa: B023
+        run = launch(out, "--workers", 2)
+        wait_until(lambda: saved_steps(out) and saved_steps(out)[-1] >= 14 * (number + 1), run)  # noqa: B023
         if number == 1:  # in the middle of saving
-            wait_until(lambda: list((out / "checkpoints").glob(".*unfinished/*")), process)
+            wait_until(lambda: list((out / "checkpoints").glob(".*unfinished/*")), run)
         time.sleep(0.013 * number)
-        kill(process)
+        kill(run)
         seen.append(saved_steps(out)[-1])
     finish(out, "--workers", 1)
     assert resumed_steps(out) == seen
@@ -108,8 +116,8 @@ def test_a_run_killed_three_times_ends_as_if_it_had_not_been(undisturbed, tmp_pa
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_a_signal_finishes_the_step_saves_and_says_try_again(name, undisturbed, tmp_path):
     out = tmp_path / "run"
-    process = launch(out, "--workers", 2, "--checkpoint-steps", 1000)
-    wait_until(lambda: "epoch 1," in (out.parent / "run.log").read_text(), process)
+    [process] = launch(out, "--workers", 2, "--checkpoint-steps", 1000)
+    wait_until(lambda: "epoch 1," in (out.parent / "run.log").read_text(), [process])
     process.send_signal(getattr(signal, name))
     assert process.wait(60) == (130 if name == "SIGINT" else 75)
     step = saved_steps(out)[-1]
@@ -126,9 +134,9 @@ def test_a_signal_finishes_the_step_saves_and_says_try_again(name, undisturbed, 
 
 def test_a_checkpoint_damaged_by_hand_is_passed_over(undisturbed, tmp_path):
     out = tmp_path / "run"
-    process = launch(out, "--workers", 0)
-    wait_until(lambda: len(saved_steps(out)) > 1 and saved_steps(out)[-1] >= 20, process)
-    kill(process)
+    run = launch(out, "--workers", 0)
+    wait_until(lambda: len(saved_steps(out)) > 1 and saved_steps(out)[-1] >= 20, run)
+    kill(run)
     *_, before, last = saved_steps(out)
     file = out / "checkpoints" / f"step-{last:08d}" / "ema.safetensors"
     content = bytearray(file.read_bytes())
@@ -143,9 +151,9 @@ def test_a_checkpoint_damaged_by_hand_is_passed_over(undisturbed, tmp_path):
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_killed_and_resumed_end_as_if_they_had_not_been(processes, tmp_path):
     out, whole = tmp_path / "run", tmp_path / "whole"
-    process = launch(out, "--workers", 0, processes=processes)
-    wait_until(lambda: saved_steps(out) and saved_steps(out)[-1] >= 24, process)
-    kill(process)
+    run = launch(out, "--workers", 0, processes=processes)
+    wait_until(lambda: saved_steps(out) and saved_steps(out)[-1] >= 24, run)
+    kill(run)
     seen = saved_steps(out)[-1]
     finish(out, "--workers", 0, processes=processes)
     finish(whole, "--workers", 0, processes=processes)
@@ -155,9 +163,9 @@ def test_processes_killed_and_resumed_end_as_if_they_had_not_been(processes, tmp
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     out = tmp_path / "run"
-    process = launch(out, "--workers", 0, processes=2)
-    wait_until(lambda: saved_steps(out) and saved_steps(out)[-1] >= 20, process)
-    kill(process)
+    run = launch(out, "--workers", 0, processes=2)
+    wait_until(lambda: saved_steps(out) and saved_steps(out)[-1] >= 20, run)
+    kill(run)
     finish(out, "--workers", 0)
     assert "had 2 processes before and has 1 now" in (out / "log.txt").read_text()
     assert json.loads((out / "summary.json").read_text())["num_pictures"] == 360
@@ -166,20 +174,21 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
 
 def test_a_run_folder_takes_one_process_at_a_time(tmp_path):
     out = tmp_path / "run"
-    process = launch(out, "--steps", 100_000)
-    wait_until(lambda: saved_steps(out), process)
-    assert launch(out, "--steps", 100_000).wait(60) == 2
+    run = launch(out, "--steps", 100_000)
+    wait_until(lambda: saved_steps(out), run)
+    [second] = launch(out, "--steps", 100_000)
+    assert second.wait(60) == 2
     assert f"Another process is training in the run folder {out}" in (tmp_path / "run.log").read_text()
-    kill(process)
-    process = launch(out, "--steps", 100_000)
-    wait_until(lambda: resumed_steps(out), process)
-    kill(process)
+    kill(run)
+    run = launch(out, "--steps", 100_000)
+    wait_until(lambda: resumed_steps(out), run)
+    kill(run)
 
 
 def test_a_killed_loader_process_ends_the_run_in_a_sentence_and_the_checkpoint_is_kept(tmp_path):
     out = tmp_path / "run"
-    process = launch(out, "--steps", 100_000, "--workers", 2)
-    wait_until(lambda: saved_steps(out) and len(family(process.pid)) > 2, process)
+    [process] = launch(out, "--steps", 100_000, "--workers", 2)
+    wait_until(lambda: saved_steps(out) and len(family(process.pid)) > 2, [process])
     os.kill(family(process.pid)[-1], signal.SIGKILL)
     assert process.wait(60) == 2
     log = (tmp_path / "run.log").read_text()
@@ -196,25 +205,25 @@ def test_twenty_kills_change_nothing(processes, workers, tmp_path):
     """Each kill at an instant of chance, most after the first save, every fourth in the middle of saving."""
     out, whole, chance = tmp_path / "run", tmp_path / "whole", random.Random(100 * processes + workers)
     arguments = ("--workers", workers, "--steps", 1000)
-    finish(whole, *arguments, processes=processes)
+    finish(whole, *arguments, processes=processes, torchrun=True)
     times_resumed = 0
     for number in range(20):
         before = max(saved_steps(out), default=0)
-        process = launch(out, *arguments, processes=processes)
+        run = launch(out, *arguments, processes=processes, torchrun=True)
         if number % 5:
-            wait_until(lambda: max(saved_steps(out), default=0) > before, process)  # noqa: B023
+            wait_until(lambda: max(saved_steps(out), default=0) > before, run)  # noqa: B023
             time.sleep(chance.uniform(0, 0.3))
         else:
             time.sleep(chance.uniform(0, 5))
         if number % 4 == 1:
-            wait_until(lambda: list((out / "checkpoints").glob(".*unfinished/*")), process)
-        kill(process)
+            wait_until(lambda: list((out / "checkpoints").glob(".*unfinished/*")), run)
+        kill(run)
         resumed = resumed_steps(out) if (out / "log.txt").exists() else []
         if len(resumed) > times_resumed:
             assert resumed[-1] == before  # no earlier than the last save that was complete
             times_resumed = len(resumed)
     assert times_resumed > 10
-    finish(out, *arguments, processes=processes)
+    finish(out, *arguments, processes=processes, torchrun=True)
     assert_identical(out, whole)
     shutil.rmtree(whole)
     assert load_file(out / "weights" / "best.safetensors")
