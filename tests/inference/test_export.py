@@ -23,8 +23,10 @@ from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
 from comvex.convit.weights import WeightsInfo, default_preprocessing, save_weights
 from comvex.data.sources import open_data
 from comvex.errors import UserError
-from comvex.inference import export
+from comvex.inference import export_comparison
 from comvex.inference.export import ExportPlan, export_model, parse_axes
+from comvex.inference.export_comparison import check_comparison, compare
+from comvex.inference.export_pictures import comparison_pictures
 from comvex.inference.programs import trace, with_constant_positions, write_onnx
 from comvex.inference.run_evaluation import evaluate_run
 from made_pictures import shape_pictures
@@ -294,7 +296,7 @@ def test_another_size_is_that_of_the_weights_resampled(small_run, tmp_path):
 
 
 def test_logits_that_are_not_the_weights_leave_nothing_behind(small_run, tmp_path, monkeypatch):
-    monkeypatch.setitem(export.TOLERANCE, "float32", -1.0)  # PyTorch's program is exact
+    monkeypatch.setitem(export_comparison.TOLERANCE, "float32", -1.0)  # PyTorch's program is exact
     with pytest.raises(UserError, match=r"computes something else: on digits .* nothing was written"):
         export_model(small_run, ExportPlan("torch"), out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -303,18 +305,18 @@ def test_logits_that_are_not_the_weights_leave_nothing_behind(small_run, tmp_pat
 def test_another_models_logits_and_no_numbers_are_beyond_every_tolerance(folders, small_run):
     exported = comvex.load_exported(folders["onnx"])
     known = comvex.load(small_run)
-    pictures = export.comparison_pictures(small_run, None, known.preprocessing)
-    right = export.compare(known.model, exported.model, pictures, known.preprocessing)
-    export.check_comparison(right, exported.model.info)
+    pictures = comparison_pictures(small_run, None, known.preprocessing)
+    right = compare(known.model, exported.model, pictures, known.preprocessing)
+    check_comparison(right, exported.model.info)
     assert right["num_pictures"] == 64
     assert right["same_top1"] == 100
     torch.manual_seed(1)
     other = ConViTWithLinearClassifier(known.model.config).eval()
-    wrong = export.compare(other, exported.model, pictures, known.preprocessing)
-    assert wrong["relative_difference"] > max(export.TOLERANCE.values())
+    wrong = compare(other, exported.model, pictures, known.preprocessing)
+    assert wrong["relative_difference"] > max(export_comparison.TOLERANCE.values())
     for figures in (wrong, right | {"relative_difference": math.nan}):
         with pytest.raises(UserError, match="computes something else"):
-            export.check_comparison(figures, exported.model.info)
+            check_comparison(figures, exported.model.info)
 
 
 def test_an_export_is_replaced_only_when_asked_and_foreign_folders_never(small_run, tmp_path):

@@ -9,20 +9,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from comvex import run_folder
 from comvex.convit.config import ConViTConfig, as_pair, check_integer
 from comvex.convit.model import ConViTWithLinearClassifier
-from comvex.convit.published import packaged_pictures, such_as_data
 from comvex.convit.weights.config_file import CONFIG_NAME
-from comvex.data.loading import evaluation_loader
-from comvex.data.picture_set import PictureSet
 from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
 from comvex.files import temporary_beside
+from comvex.inference.export_comparison import check_comparison, compare
+from comvex.inference.export_pictures import (
+    RealPictures,
+    calibration_batches,
+    calibration_pictures,
+    comparison_pictures,
+)
 from comvex.inference.exported import (
     PROGRAM_FILES,
     RUNTIME_PACKAGES,
@@ -47,8 +49,6 @@ from comvex.inference.programs import (
     write_openvino,
 )
 from comvex.inference.quantisation import quantise
-from comvex.inference.run_evaluation import evaluation_data
-from comvex.inference.runtimes import Floats
 from comvex.terminal import progress_bar
 
 PRECISIONS: dict[Target, tuple[Precision, ...]] = {
@@ -62,14 +62,6 @@ WRITERS: dict[Target, tuple[str, ...]] = {
     "torch": (),
 }
 """Packages that writing takes, beyond those of running."""
-TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 2e-1}
-"""Largest norm of the difference to eager float32, over the norm of the logits.
-
-Some hundred roundings of 6e-8 in float32, or of 4e-3 in bfloat16; int8 has steps of 1/127 of the largest value of a
-tensor, whose typical values are several times smaller than that. A program that computes something else is off by the
-norm itself."""
-NUM_PICTURES = 64
-"""Pictures that are compared, if there are so many."""
 
 
 @dataclass(frozen=True)
@@ -106,26 +98,6 @@ def parse_axes(text: str) -> tuple[Axis, ...]:
     return tuple(axis for axis in get_args(Axis) if axis in given)
 
 
-@dataclass(frozen=True)
-class RealPictures:
-    """Pictures with which an export is compared or calibrated, ready to be read."""
-
-    name: str
-    pictures: PictureSet
-    why: str = ""
-    """Why these, if they are not those that one would expect."""
-
-    def batches(self, preprocessing: Preprocessing, *, batch_size: int) -> Iterator[Tensor]:
-        """Tensors (B, C, height, width) as the model wants them; what cannot be read is left out."""
-        channels = preprocessing.channels
-        loader = evaluation_loader(
-            self.pictures, preprocessing.transform(), channels=channels, batch_size=batch_size, workers=0
-        )
-        for batch in loader:
-            if len(batch.pictures):
-                yield batch.pictures
-
-
 def export_model(
     source: str | Path,
     plan: ExportPlan,
@@ -152,7 +124,9 @@ def export_model(
     if predictor.model.config.num_classes == 0:
         raise UserError(f"The model of {source} has no head, so there are no logits to export.")
     to_compare = comparison_pictures(source, data, preprocessing)
-    to_calibrate = calibration_pictures(source, data, preprocessing, plan) if plan.precision == "int8" else None
+    to_calibrate = None
+    if plan.precision == "int8":
+        to_calibrate = calibration_pictures(source, data, preprocessing, num=plan.num_calibration)
     info = ExportedInfo(
         to=plan.to,
         precision=plan.precision,
@@ -211,55 +185,6 @@ def fit_size(predictor: Predictor[ConViTWithLinearClassifier], plan: ExportPlan)
     return preprocessing
 
 
-def comparison_pictures(source: str | Path, data: str | None, preprocessing: Preprocessing) -> RealPictures:
-    """Test pictures of the data named, or of the run's own; where neither is at hand those that come with a packaged
-    model, or scikit-learn's photographs.
-
-    Raises ``ValueError`` if the data named cannot be read.
-    """
-    if data is None and (files := packaged_pictures(source)):
-        return RealPictures(f"those that come with {source}", PictureSet(files, np.arange(len(files))))
-    photographed = RealPictures("scikit-learn's photographs", photographs(full_depth=preprocessing.full_depth))
-    if data is None and not (Path(source) / run_folder.RECIPE).is_file():
-        return photographed
-    try:
-        data_set = evaluation_data(source, data, part="test").read_at(full_depth=preprocessing.full_depth)
-    except UserError as error:
-        if data is not None:
-            raise
-        return replace(photographed, why=f"The data of {source} cannot be read. {error}")
-    part = next(part for part in (data_set.test, data_set.val, data_set.train) if part is not None and len(part))
-    return RealPictures(data_set.name, spread(part, NUM_PICTURES))
-
-
-def calibration_pictures(
-    source: str | Path, data: str | None, preprocessing: Preprocessing, plan: ExportPlan
-) -> RealPictures:
-    """Training pictures of the data named, or of the run's own; raises ``ValueError`` if there are none."""
-    if data is None and not (Path(source) / run_folder.RECIPE).is_file():
-        raise UserError(
-            f"int8 is calibrated on training pictures, and {source} is no run: --data must say where some are"
-            f"{such_as_data(source)}."
-        )
-    data_set = evaluation_data(source, data, part="train").read_at(full_depth=preprocessing.full_depth)
-    return RealPictures(data_set.name, spread(data_set.train, plan.num_calibration))
-
-
-def spread(pictures: PictureSet, num: int) -> PictureSet:
-    """``num`` of the pictures at most, evenly from first to last: of all classes, where they are sorted by class."""
-    chosen = np.zeros(len(pictures), bool)
-    chosen[np.linspace(0, len(pictures) - 1, min(num, len(pictures))).astype(np.int64)] = True
-    return pictures.where(chosen)
-
-
-def photographs(*, full_depth: bool) -> PictureSet:
-    """Scikit-learn's two, of a flower and of a temple, 427 x 640 pixels in RGB; their labels mean nothing."""
-    from sklearn.datasets import load_sample_images
-
-    pictures = np.stack(load_sample_images().images)  # (2, 427, 640, 3)
-    return PictureSet(pictures, np.zeros(len(pictures), np.int64), full_depth=full_depth)
-
-
 # Writing
 
 
@@ -312,84 +237,6 @@ def example(info: ExportedInfo) -> Tensor:
     batch_size = 2 if "batch" in info.dynamic else info.batch_size
     least = FEWEST_PATCHES * config.patch_size if "size" in info.dynamic else 1
     return torch.zeros(batch_size, config.image_channel, *(max(side, least) for side in info.image_size))
-
-
-def calibration_batches(calibration: RealPictures, info: ExportedInfo) -> list[Floats]:
-    """Whole batches (B, C, height, width) of what can be read, of one picture where the batch is open.
-
-    Raises ``ValueError`` if there is none.
-    """
-    size = 1 if "batch" in info.dynamic else info.batch_size
-    batches = calibration.batches(Preprocessing.from_dict(info.preprocessing), batch_size=size)
-    whole = [batch.numpy() for batch in batches if len(batch) == size]
-    if not whole:
-        raise UserError(
-            f"{calibration.name} has no {size} training pictures in a row that can be read to calibrate on."
-        )
-    return whole
-
-
-# Comparing
-
-
-def compare(
-    model: nn.Module, exported: ExportedModel, real: RealPictures, preprocessing: Preprocessing
-) -> dict[str, Any]:
-    """How far the exported model's logits are from the eager ones on real pictures, as plain values.
-
-    Differences are those of logits; ``relative_difference`` is the norm of the difference over that of the logits,
-    ``same_top1`` (multi-label: ``same_answers``) the percentage of equal answers. If the size is open, the pictures are
-    compared at the native size and at another one, which is no square if the native one is.
-    """
-    expected, found, sizes = [], [], compared_sizes(exported.info)
-    for size in sizes:
-        for pictures in real.batches(replace(preprocessing, image_size=size), batch_size=16):
-            with torch.inference_mode():
-                expected.append(model(pictures))
-            found.append(exported(pictures))
-    if not expected:
-        raise UserError(f"None of the pictures of {real.name} to compare with can be read: --data must name others.")
-    eager, run = torch.cat(expected).double(), torch.cat(found).double()
-    difference = (run - eager).abs()
-    return {
-        "compared_on": real.name,
-        "why_these_pictures": real.why,
-        "num_pictures": len(eager) // len(sizes),
-        "sizes": [list(size) for size in sizes],
-        "largest_difference": float(difference.max()),
-        "mean_difference": float(difference.mean()),
-        "relative_difference": float(difference.norm() / eager.norm()),
-        "tolerance": TOLERANCE[exported.info.precision],
-        **same_answers(run, eager, multi_label=exported.info.multi_label),
-    }
-
-
-def same_answers(logits: Tensor, others: Tensor, *, multi_label: bool) -> dict[str, float]:
-    """How many answers are the same, in percent: the most probable class, or each class's yes or no."""
-    if multi_label:
-        return {"same_answers": 100 * float(((logits > 0) == (others > 0)).double().mean())}
-    return {"same_top1": 100 * float((logits.argmax(dim=1) == others.argmax(dim=1)).double().mean())}
-
-
-def compared_sizes(info: ExportedInfo) -> list[tuple[int, int]]:
-    """The sizes (height, width) in pixels at which an exported model is compared."""
-    height, width = info.image_size
-    if "size" not in info.dynamic:
-        return [(height, width)]
-    patch = info.architecture.patch_size
-    least = FEWEST_PATCHES * patch
-    return [(max(height, least), max(width, least)), (height + patch, width + 2 * patch)]
-
-
-def check_comparison(comparison: dict[str, Any], info: ExportedInfo) -> None:
-    """Raises ``ValueError`` if the exported model is further from the weights than its precision explains."""
-    if not comparison["relative_difference"] <= comparison["tolerance"]:  # NaN too
-        raise UserError(
-            f"The exported model computes something else: on {comparison['compared_on']} its logits differ from those "
-            f"of the weights by {comparison['relative_difference']:.1e} of their norm, at most "
-            f"{comparison['largest_difference']:.2g}, where {info.precision} explains {comparison['tolerance']:.0e}; "
-            "nothing was written."
-        )
 
 
 # The folder

@@ -1,0 +1,107 @@
+"""The pictures that an export is compared and calibrated with: those of a run or of named data, or what stands in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from comvex import run_folder
+from comvex.convit.published import packaged_pictures, such_as_data
+from comvex.data.loading import evaluation_loader
+from comvex.data.picture_set import PictureSet
+from comvex.data.transforms import Preprocessing
+from comvex.errors import UserError
+from comvex.inference.exported import ExportedInfo
+from comvex.inference.run_evaluation import evaluation_data
+from comvex.inference.runtimes import Floats
+
+NUM_PICTURES = 64
+"""Pictures that are compared, if there are so many."""
+
+
+@dataclass(frozen=True)
+class RealPictures:
+    """Pictures with which an export is compared or calibrated, ready to be read."""
+
+    name: str
+    pictures: PictureSet
+    why: str = ""
+    """Why these, if they are not those that one would expect."""
+
+    def batches(self, preprocessing: Preprocessing, *, batch_size: int) -> Iterator[Tensor]:
+        """Tensors (B, C, height, width) as the model wants them; what cannot be read is left out."""
+        channels = preprocessing.channels
+        loader = evaluation_loader(
+            self.pictures, preprocessing.transform(), channels=channels, batch_size=batch_size, workers=0
+        )
+        for batch in loader:
+            if len(batch.pictures):
+                yield batch.pictures
+
+
+def comparison_pictures(source: str | Path, data: str | None, preprocessing: Preprocessing) -> RealPictures:
+    """Test pictures of the data named, or of the run's own; where neither is at hand those that come with a packaged
+    model, or scikit-learn's photographs.
+
+    Raises ``ValueError`` if the data named cannot be read.
+    """
+    if data is None and (files := packaged_pictures(source)):
+        return RealPictures(f"those that come with {source}", PictureSet(files, np.arange(len(files))))
+    photographed = RealPictures("scikit-learn's photographs", photographs(full_depth=preprocessing.full_depth))
+    if data is None and not (Path(source) / run_folder.RECIPE).is_file():
+        return photographed
+    try:
+        data_set = evaluation_data(source, data, part="test").read_at(full_depth=preprocessing.full_depth)
+    except UserError as error:
+        if data is not None:
+            raise
+        return replace(photographed, why=f"The data of {source} cannot be read. {error}")
+    part = next(part for part in (data_set.test, data_set.val, data_set.train) if part is not None and len(part))
+    return RealPictures(data_set.name, spread(part, NUM_PICTURES))
+
+
+def calibration_pictures(
+    source: str | Path, data: str | None, preprocessing: Preprocessing, *, num: int
+) -> RealPictures:
+    """Training pictures of the data named, or of the run's own; raises ``ValueError`` if there are none."""
+    if data is None and not (Path(source) / run_folder.RECIPE).is_file():
+        raise UserError(
+            f"int8 is calibrated on training pictures, and {source} is no run: --data must say where some are"
+            f"{such_as_data(source)}."
+        )
+    data_set = evaluation_data(source, data, part="train").read_at(full_depth=preprocessing.full_depth)
+    return RealPictures(data_set.name, spread(data_set.train, num))
+
+
+def spread(pictures: PictureSet, num: int) -> PictureSet:
+    """``num`` of the pictures at most, evenly from first to last: of all classes, where they are sorted by class."""
+    chosen = np.zeros(len(pictures), bool)
+    chosen[np.linspace(0, len(pictures) - 1, min(num, len(pictures))).astype(np.int64)] = True
+    return pictures.where(chosen)
+
+
+def photographs(*, full_depth: bool) -> PictureSet:
+    """Scikit-learn's two, of a flower and of a temple, 427 x 640 pixels in RGB; their labels mean nothing."""
+    from sklearn.datasets import load_sample_images
+
+    pictures = np.stack(load_sample_images().images)  # (2, 427, 640, 3)
+    return PictureSet(pictures, np.zeros(len(pictures), np.int64), full_depth=full_depth)
+
+
+def calibration_batches(calibration: RealPictures, info: ExportedInfo) -> list[Floats]:
+    """Whole batches (B, C, height, width) of what can be read, of one picture where the batch is open.
+
+    Raises ``ValueError`` if there is none.
+    """
+    size = 1 if "batch" in info.dynamic else info.batch_size
+    batches = calibration.batches(Preprocessing.from_dict(info.preprocessing), batch_size=size)
+    whole = [batch.numpy() for batch in batches if len(batch) == size]
+    if not whole:
+        raise UserError(
+            f"{calibration.name} has no {size} training pictures in a row that can be read to calibrate on."
+        )
+    return whole
