@@ -51,9 +51,13 @@ class BusyError(UserError):
 def locked(run: Path) -> Iterator[None]:
     """Within it no other process can train in this run folder, which is made if need be.
 
-    The lock ends with the process, however it ends. Raises ``BusyError``, a ``ValueError``, if another process has it.
+    The lock ends with the process, however it ends. Raises ``BusyError``, a ``ValueError``, if another process has it,
+    and ``ValueError`` if the folder cannot be made.
     """
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The run folder {run} cannot be made ({error.strerror}): choose another --out.") from error
     with (run / LOCK).open("a") as file:
         try:
             lock(file)
@@ -114,9 +118,18 @@ def read_summary(run: Path) -> dict[str, Any] | None:
         raise UserError(f"{file} is damaged: delete it and repeat comvex train, which writes it anew.") from error
 
 
+def read_outcome(run: Path) -> dict[str, Any] | None:
+    """The summary of a run with nothing left to do; None as well if its weights are lost and a checkpoint has them."""
+    summary = read_summary(run)
+    lost = not (run / BEST_WEIGHTS).exists() and checkpoint_folders(run / CHECKPOINTS)
+    return None if lost else summary
+
+
 def best_weights(run: Path) -> Path:
     """The weights file of a run's best epoch in validation; raises ``ValueError`` if there is none yet."""
     read_recipe(run)
     if not (run / BEST_WEIGHTS).is_file():
+        if (run / METRICS).exists():
+            raise UserError(f"{run / BEST_WEIGHTS} is missing: the run's comvex train writes it again when repeated.")
         raise UserError(f"The run {run} has no weights yet: its first epoch is not finished.")
     return run / BEST_WEIGHTS

@@ -92,6 +92,8 @@ def test_damaged_missing_and_foreign_weights_are_refused_by_name(small_run_copy)
     refused("belong to a config.json beside them, which is missing")
     config.write_text(content)
     weights.unlink()
+    refused(r"best\.safetensors is missing: the run's comvex train writes it again")
+    (small_run_copy / "metrics.csv").unlink()
     refused("has no weights yet")
 
 

@@ -132,6 +132,19 @@ def test_a_signal_finishes_the_step_saves_and_says_try_again(name, undisturbed, 
     assert all(same.values()), same
 
 
+def test_a_signal_to_all_processes_of_a_run_finishes_the_step_too(undisturbed, tmp_path):
+    out = tmp_path / "run"
+    [process] = launch(out, "--workers", 2, "--checkpoint-steps", 1000)
+    wait_until(lambda: "epoch 1," in (out.parent / "run.log").read_text(), [process])
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 75
+    [told] = [line for line in (out.parent / "run.log").read_text().splitlines() if "stopped at step" in line]
+    assert told == f"comvex: stopped at step {saved_steps(out)[-1]} by SIGTERM: the same command goes on from there."
+    assert "stopped at step" in (out / "log.txt").read_text()
+    finish(out)
+    assert (out / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
+
+
 def test_a_checkpoint_damaged_by_hand_is_passed_over(undisturbed, tmp_path):
     out = tmp_path / "run"
     run = launch(out, "--workers", 0)

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,9 +84,51 @@ def test_a_damaged_summary_is_written_anew_once_it_is_deleted(small_run_copy):
     assert train(again, small_run_copy) == summary
 
 
-def test_another_recipe_in_the_same_folder_is_refused_with_the_difference(small_run, tmp_path):
-    with pytest.raises(ValueError, match=r"model\.dim: 32 -> 48"):
+RUINED = replace(QUICK, epochs=8, warmup_epochs=8, warmup_learning_rate=1e-3, learning_rate=1.0)
+"""A learning rate that grows until it ruins what the first epochs have learnt."""
+
+
+@pytest.fixture(scope="module")
+def ruined_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run whose best epoch is none of the last two; not to be changed."""
+    out = tmp_path_factory.mktemp("ruined") / "run"
+    assert train(RUINED, out)["best_epoch"] < 7
+    return out
+
+
+@pytest.mark.parametrize("summary_too", [False, True])
+def test_lost_weights_are_written_again_from_the_checkpoint_of_their_epoch(summary_too, ruined_run, tmp_path):
+    run = Path(shutil.copytree(ruined_run, tmp_path / "run"))
+    for file in ("weights/best.safetensors", "weights/config.json", *(["summary.json"] if summary_too else [])):
+        (run / file).unlink()
+    assert train(RUINED, run) == json.loads((ruined_run / "summary.json").read_text())
+    same_files(ruined_run, run, "weights/best.safetensors", "weights/last.safetensors", "metrics.csv")
+
+
+def test_weights_that_are_lost_with_their_checkpoint_are_said_to_be_before_anything_is_trained(ruined_run, tmp_path):
+    run = Path(shutil.copytree(ruined_run, tmp_path / "run"))
+    (run / "weights" / "best.safetensors").unlink()
+    first, *_ = sorted((run / "checkpoints").iterdir())
+    shutil.rmtree(first)
+    with pytest.raises(UserError, match=rf"best\.safetensors is missing, .* since {first} is missing or damaged"):
+        train(RUINED, run)
+
+
+def test_a_run_that_has_lost_its_checkpoints_says_that_it_starts_again(small_run_copy, caplog):
+    again = Recipe.from_dict(json.loads((small_run_copy / "recipe.json").read_text())["recipe"])
+    shutil.rmtree(small_run_copy / "checkpoints")
+    (small_run_copy / "summary.json").unlink()
+    train(again, small_run_copy)
+    assert "has no checkpoint any more: it starts again from its first step" in caplog.text
+
+
+def test_another_recipe_in_the_same_folder_is_refused_with_the_difference_and_the_command_that_goes_on(small_run):
+    with pytest.raises(ValueError, match=r"model\.dim: 32 -> 48") as refusal:
         train(replace(QUICK, model=replace(SMALL, dim=48)), small_run)
+    command = "comvex train --data digits --model.dim 32 --model.num-local-layers 1 --model.num-nonlocal-layers 1 "
+    command += f"--epochs 10 --batch-size 32 --learning-rate 0.003 --out {small_run}"
+    assert str(refusal.value).endswith(f"the run that is there goes on with {command}.")
+    assert f"command: {command}\n" in (small_run / "log.txt").read_text()
 
 
 def test_a_folder_of_something_else_is_refused_even_with_overwrite(tmp_path):
@@ -238,18 +281,16 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
     assert len(rows) == best + 2 < 30
 
 
-def test_the_last_epoch_is_kept_and_tested_where_that_is_asked_for(tmp_path):
-    # A learning rate that grows until it ruins what the first epochs have learnt
-    recipe = replace(QUICK, epochs=8, warmup_epochs=8, warmup_learning_rate=1e-3, learning_rate=1.0)
-    best, last = train(recipe, tmp_path / "best"), train(replace(recipe, select="last"), tmp_path / "last")
+def test_the_last_epoch_is_kept_and_tested_where_that_is_asked_for(ruined_run, tmp_path):
+    best, last = train(RUINED, ruined_run), train(replace(RUINED, select="last"), tmp_path / "last")
     assert best["best_epoch"] < last["best_epoch"] == 8
     kept, final = (load_file(tmp_path / "last" / "weights" / f"{name}.safetensors") for name in ("best", "last"))
     assert all(torch.equal(kept[name], final[name]) for name in kept)
     assert last["loss"] != best["loss"]
     with pytest.raises(UserError, match="patience is 2: it waits for the best epoch, but select is 'last'"):
-        replace(recipe, select="last", patience=2)
+        replace(RUINED, select="last", patience=2)
     with pytest.raises(UserError, match="select is 'first': it must be best or last"):
-        replace(recipe, select="first")
+        replace(RUINED, select="first")
 
 
 def test_averaged_weights_are_evaluated_and_saved(tmp_path):

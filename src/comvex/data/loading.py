@@ -5,7 +5,9 @@ What cannot be read is left out of its batch and named, so that one damaged file
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -211,8 +213,26 @@ def training_loader(
 ) -> DataLoader[Sample]:
     """Batches for the pieces of ``order``, the same whatever the number of worker processes."""
     return DataLoader(
-        dataset, batch_sampler=order, num_workers=workers, collate_fn=collate, pin_memory=pin_memory
-    )  # fmt: skip
+        dataset,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        # MUT
+    )
+
+
+def pass_over_first_sigterm(worker: int) -> None:
+    """Let a loader process end at the second SIGTERM only.
+
+    The first may be that of a queue or a shell to all processes of a run, which needs its pictures to finish the step.
+    Where PyTorch and Python end a loader process that hangs, they send one each.
+    """
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, receive)
 
 
 def evaluation_loader(

@@ -33,12 +33,13 @@ class Plan:
     def __str__(self) -> str:
         data = self.data
         height, width = self.preprocessing.image_size
+        channels = {1: "grey", 3: "RGB"}.get(self.preprocessing.channels, f"{self.preprocessing.channels} channels")
         kind = " (multi-label)" if data.multi_label else ""
         processes = f", {self.ranks.num} processes" if self.ranks.num > 1 else ""
         return (
             f"{data.name}: {len(data.classes)} classes{kind}, {len(data.train)} training, {len(data.val or ())} "
             f"validation, {len(data.test or ())} test pictures; {self.num_parameters} parameters, {height} x {width} "
-            f"pixels; {self.num_steps} steps on {self.device}{processes}"
+            f"pixels, {channels}; {self.num_steps} steps on {self.device}{processes}"
         )
 
     @property

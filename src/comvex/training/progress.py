@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from comvex.training.record import EpochSums, RunRecord
 
 LOGGER = logging.getLogger("comvex")
+FILE_ONLY = {"file_only": True}
+"""What goes with a message (``extra``) that only the log file is to have."""
 SECONDS_BETWEEN_LINES = 30.0
 """Between two lines of the log that say how far a run is."""
+WIDE = 120
+"""Columns of a terminal from which on there is room for a bar and the time that has passed."""
 
 
 class HeldMessages(logging.Handler):
@@ -67,6 +71,7 @@ def log_to(file: Path, *, before: Sequence[logging.LogRecord], enabled: bool) ->
     file_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     screen_handler = logging.StreamHandler()
     screen_handler.setLevel(logging.INFO if Console(stderr=True).is_terminal else logging.DEBUG)
+    screen_handler.addFilter(lambda record: not hasattr(record, "file_only"))
     handlers: list[logging.Handler] = [file_handler, screen_handler]
     level = LOGGER.level
     LOGGER.setLevel(logging.DEBUG)
@@ -90,16 +95,18 @@ class RunProgress:
     """
 
     def __init__(self, num_steps: int, *, start: int, per_epoch: int, batch_size: int, enabled: bool) -> None:
+        wide = Console(stderr=True).width >= WIDE
         self.bar = progress_bar(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            *([BarColumn(bar_width=20)] if wide else []),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
+            *([TimeElapsedColumn()] if wide else []),
             TextColumn("left"),
             TimeRemainingColumn(),
             enabled=enabled,
         )
+        self.room_beside_note = len(" left 0:00:00 ") + (len(" 0:00:00") + 21 if wide else 0)
         self.task = self.bar.add_task("training", total=num_steps, completed=start, note="")
         self.num_steps, self.per_epoch, self.batch_size = num_steps, per_epoch, batch_size
         self.start, self.enabled = start, enabled
@@ -131,9 +138,17 @@ class RunProgress:
         epochs = f"{math.ceil(step / self.per_epoch)}/{math.ceil(self.num_steps / self.per_epoch)}"
         seconds = max(now - self.begin, 1e-9)
         rate = (step - self.start) * self.batch_size / seconds
-        note = record.note(sums, pictures_per_second=rate, waiting=self.waited / seconds)
-        self.bar.update(self.task, completed=step, description=f"epoch {epochs}, step", note=note)
+        notes = record.notes(sums, pictures_per_second=rate, waiting=self.waited / seconds)
+        description = f"epoch {epochs}, step"
+        room = self.bar.console.width - len(f"{description} {step}/{self.num_steps} ") - self.room_beside_note
+        self.bar.update(self.task, completed=step, description=description, note=fitting(notes, room))
         if self.enabled and (step == self.num_steps or now - self.last_logged >= SECONDS_BETWEEN_LINES):
             self.last_logged = now
             left = datetime.timedelta(seconds=round((self.num_steps - step) * seconds / (step - self.start)))
-            LOGGER.debug("step %d of %d: %s, %s left", step, self.num_steps, note, left)
+            LOGGER.debug("step %d of %d: %s, %s left", step, self.num_steps, ", ".join(notes), left)
+
+
+def fitting(notes: Sequence[str], room: int) -> str:
+    """As many of the notes, from the first on, as a line of that many characters holds."""
+    lines = [", ".join(notes[:num]) for num in range(len(notes) + 1)]
+    return max((line for line in lines if len(line) <= room), key=len, default="")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from comvex.data.augmentation import Augmentation
@@ -249,6 +251,8 @@ def changed_words(values: dict[str, Any], standard: dict[str, Any], prefix: str 
     words = []
     for name, value in values.items():
         option = name.replace("_", "-")
+        if name not in standard:  # of another version of comvex, which would have to go on itself
+            continue
         if isinstance(value, dict):
             words += changed_words(value, standard[name], f"{prefix}{option}.")
         elif value == standard[name]:
@@ -258,6 +262,13 @@ def changed_words(values: dict[str, Any], standard: dict[str, Any], prefix: str 
         else:
             words += [f"--{prefix}{option}", *map(str, value if isinstance(value, list) else [value])]
     return words
+
+
+def train_command(values: dict[str, Any], out: Path) -> str:
+    """The ``comvex train`` of a recipe, as plain values, that trains in the folder ``out`` or goes on there."""
+    # The data are always named
+    words = changed_words(values, Recipe().to_dict() | {"data": None})
+    return shlex.join(["comvex", "train", *words, "--out", str(out)])
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -19,7 +19,14 @@ from comvex.errors import UserError
 from comvex.files import read_table, write_table, write_text
 from comvex.inference.evaluate import Evaluation
 from comvex.training.best_epoch import selected_epoch
-from comvex.training.checkpoint import Checkpoint, load_latest, remove_unfinished, save_checkpoint, set_damaged_aside
+from comvex.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_latest,
+    remove_unfinished,
+    save_checkpoint,
+    set_damaged_aside,
+)
 from comvex.training.curves import draw_curves, draw_heads
 from comvex.training.plan import Plan
 from comvex.training.ranks import Ranks
@@ -91,6 +98,8 @@ class RunRecord:
             set_damaged_aside(self.out / run_folder.CHECKPOINTS, after=step)
             self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=step + 1 if step else 0)
         if checkpoint is None:
+            if (self.out / run_folder.METRICS).exists():
+                LOGGER.warning("The run %s has no checkpoint any more: it starts again from its first step.", self.out)
             return 0, EpochSums()
         state = checkpoint.state
         if state["data"] != self.fingerprint:
@@ -98,8 +107,10 @@ class RunRecord:
                 f"The pictures of {self.data.name} are not those that the run {self.out} began with: put them back as "
                 "they were, choose another --out, or --overwrite to start again."
             )
-        learner.load(checkpoint.tensors, state["learner"])
         self.history, self.timing = state["history"], state["timing"]
+        if self.ranks.first and self.history and not (self.out / run_folder.BEST_WEIGHTS).exists():
+            self.restore_weights(learner)
+        learner.load(checkpoint.tensors, state["learner"])
         self.heads = read_heads(self.out / run_folder.HEADS, epochs=len(self.history))
         self.unreadable = dict.fromkeys(state["unreadable"])
         self.epoch_start = time.perf_counter() - state["epoch_seconds"]
@@ -111,6 +122,24 @@ class RunRecord:
                 len(state["sums"]), self.ranks.num,
             )  # fmt: skip
         return step, share_of_sums([EpochSums(**values) for values in state["sums"]], self.ranks)
+
+    def restore_weights(self, learner: Learner) -> None:
+        """Write lost weights again, from the checkpoint of their epoch, whose state the learner then has.
+
+        Raises ``ValueError`` if that is lost as well.
+        """
+        row, name = self.selected(), run_folder.BEST_WEIGHTS
+        checkpoint = self.out / run_folder.CHECKPOINTS / run_folder.checkpoint_name(row["step"])
+        try:
+            of_epoch = load_checkpoint(checkpoint)
+        except UserError as error:
+            raise UserError(
+                f"{self.out / name} is missing, and it cannot be written again, since {checkpoint} is missing or "
+                "damaged: --overwrite starts the run again."
+            ) from error
+        learner.load(of_epoch.tensors, of_epoch.state["learner"])
+        self.save_weights(learner, name, row)
+        LOGGER.warning("%s was missing: it is written again from the checkpoint of step %d.", name, row["step"])
 
     def save_checkpoint(self, learner: Learner, sums: EpochSums, *, step: int) -> None:
         all_sums = self.ranks.gather(dataclasses.asdict(sums))
@@ -235,14 +264,14 @@ class RunRecord:
         )
         save_weights(learner.evaluated, self.out / name, info=info)
 
-    def note(self, sums: EpochSums, *, pictures_per_second: float, waiting: float) -> str:
-        """The latest figures, for the progress bar; ``waiting`` is the share of the time spent waiting for data."""
+    def notes(self, sums: EpochSums, *, pictures_per_second: float, waiting: float) -> list[str]:
+        """The latest figures, what matters most first; ``waiting`` is the share of the time spent waiting for data."""
         parts = [f"loss {sums.mean_loss:.3f}"] if sums.num_pictures else []
         if self.history:
             parts.append(f"val {self.task.criterion_short} {self.history[-1][self.task.criterion]:.1f} %")
         parts.append(f"{pictures_per_second:.0f} pictures/s")
         parts.append(f"{100 * waiting:.0f} % waiting for data")
-        return ", ".join(parts)
+        return parts
 
     def finish(self, evaluation: Evaluation, *, part: str, num_parameters: int) -> dict[str, Any]:
         """Enter the figures of the kept weights, draw the curves and write the summary, which ends the run."""

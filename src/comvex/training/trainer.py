@@ -31,9 +31,9 @@ from comvex.files import is_temporary, write_text
 from comvex.inference.evaluate import Evaluation, evaluate
 from comvex.training.failure import explain_failures, keep_failure
 from comvex.training.plan import Plan, make_plan
-from comvex.training.progress import RunProgress, held_messages, log_to
+from comvex.training.progress import FILE_ONLY, RunProgress, held_messages, log_to
 from comvex.training.ranks import joined_ranks
-from comvex.training.recipe import Options, Recipe, differences
+from comvex.training.recipe import Options, Recipe, differences, train_command
 from comvex.training.record import EpochSums, RunRecord
 from comvex.training.step import Learner, NotFiniteError
 from comvex.training.stopping import StoppedError, StopRequest, stop_requests
@@ -58,7 +58,7 @@ def train(recipe: Recipe, out: Path, *, options: Options | None = None) -> dict[
     device = choose_device(options.device)
     with joined_ranks(device) as ranks:
         check_folder(recipe, out, overwrite=options.overwrite)
-        summary = run_folder.read_summary(out)
+        summary = run_folder.read_outcome(out)
         if summary is not None and not options.overwrite:
             return summary
         with machine_settings(options, device):
@@ -67,7 +67,7 @@ def train(recipe: Recipe, out: Path, *, options: Options | None = None) -> dict[
             ranks.wait()  # everyone has looked at the folder
             with explain_failures(recipe, out), run_folder.locked(out) if ranks.first else nullcontext():
                 # Another process may have finished the run meanwhile: its test is not taken twice
-                summary = ranks.gather(run_folder.read_summary(out))[0]
+                summary = ranks.gather(run_folder.read_outcome(out))[0]
                 if summary is not None and not options.overwrite:
                     return summary
                 if ranks.first:
@@ -98,6 +98,7 @@ def carry_out(plan: Plan, out: Path, stop: StopRequest) -> dict[str, Any]:
     """The run itself: model, optimiser, resume, loop, evaluation."""
     recipe, data, ranks = plan.recipe, plan.data, plan.ranks
     LOGGER.info("%s", plan)
+    LOGGER.info("command: %s", train_command(recipe.to_dict(), out), extra=FILE_ONLY)
     learner = Learner(
         plan.model, recipe, data=data, task=plan.task, device=plan.device, options=plan.options, ranks=ranks
     )
@@ -162,7 +163,7 @@ def train_steps(plan: Plan, learner: Learner, record: RunRecord, stop: StopReque
                 last_saved = time.monotonic()
             if stopping and not finished:
                 stopped = StoppedError(step, stop.name or "a signal to another process")
-                LOGGER.info("%s", stopped)
+                LOGGER.info("%s", stopped, extra=FILE_ONLY)  # whoever catches it tells it
                 ranks.wait()  # torchrun ends all processes when the first one ends
                 raise stopped
             progress.show(step, record, sums)
@@ -252,11 +253,12 @@ def check_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
         raise UserError(f"The folder {out} holds something else than a run: choose another --out.")
     if overwrite:
         return
-    found = differences(run_folder.read_recipe(out), recipe.to_dict())
+    stored = run_folder.read_recipe(out)
+    found = differences(stored, recipe.to_dict())
     if found:
         raise UserError(
             f"The run folder {out} has another recipe ({'; '.join(found)}): choose another --out, or --overwrite to "
-            "start again."
+            f"start again; the run that is there goes on with {train_command(stored, out)}."
         )
 
 
