@@ -30,7 +30,8 @@ from comvex.errors import UserError
 from comvex.inference.export import ExportPlan, export_model
 from comvex.inference.exported import Precision
 from comvex.inference.predictor import Predictor, load, open_predictor
-from comvex.inference.run_evaluation import Changes, class_order, evaluate_parts, evaluation_data
+from comvex.inference.run_data import evaluation_data
+from comvex.inference.run_evaluation import Changes, class_order, evaluate_parts
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 EAGER = "eager float32"

@@ -425,7 +425,6 @@ def test_what_an_exported_model_cannot_do_is_one_sentence(folders, capsys, tmp_p
         [line] = capsys.readouterr().err.strip().splitlines()
         return line
 
-    assert "--data must say" in refusal("evaluate", fixed)
     assert "exported for 8 x 8 alone" in refusal("evaluate", fixed, "--data", "digits", "--image-size", "16")
     assert "cannot be masked" in refusal("evaluate", fixed, "--data", "digits", "--mask-position-embedding")
     assert "device is 'cuda'" in refusal("predict", fixed, str(picture), "--device", "cuda")

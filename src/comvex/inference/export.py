@@ -49,6 +49,7 @@ from comvex.inference.programs import (
     write_openvino,
 )
 from comvex.inference.quantisation import quantise
+from comvex.inference.run_data import training_data
 from comvex.terminal import progress_bar
 
 PRECISIONS: dict[Target, tuple[Precision, ...]] = {
@@ -137,6 +138,7 @@ def export_model(
         labels=predictor.labels,
         multi_label=predictor.task.multi_label,
         licence=None if predictor.model.info is None else predictor.model.info.licence,
+        training_data=training_data(source),
     )
     with progress_bar(transient=True) as bar, fresh_files(folder) as written:
         task = bar.add_task("", total=None)

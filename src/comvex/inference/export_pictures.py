@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from comvex import run_folder
 from comvex.convit.published import packaged_pictures, such_as_data
 from comvex.data.loading import evaluation_loader
 from comvex.data.picture_set import PictureSet
 from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
 from comvex.inference.exported import ExportedInfo
-from comvex.inference.run_evaluation import evaluation_data
+from comvex.inference.run_data import evaluation_data, training_data
 from comvex.inference.runtimes import Floats
 
 NUM_PICTURES = 64
@@ -52,10 +51,10 @@ def comparison_pictures(source: str | Path, data: str | None, preprocessing: Pre
     if data is None and (files := packaged_pictures(source)):
         return RealPictures(f"those that come with {source}", PictureSet(files, np.arange(len(files))))
     photographed = RealPictures("scikit-learn's photographs", photographs(full_depth=preprocessing.full_depth))
-    if data is None and not (Path(source) / run_folder.RECIPE).is_file():
+    if data is None and not training_data(source):
         return photographed
     try:
-        data_set = evaluation_data(source, data, part="test").read_at(full_depth=preprocessing.full_depth)
+        data_set = evaluation_data(source, data, part="all").read_at(full_depth=preprocessing.full_depth)
     except UserError as error:
         if data is not None:
             raise
@@ -68,9 +67,9 @@ def calibration_pictures(
     source: str | Path, data: str | None, preprocessing: Preprocessing, *, num: int
 ) -> RealPictures:
     """Training pictures of the data named, or of the run's own; raises ``ValueError`` if there are none."""
-    if data is None and not (Path(source) / run_folder.RECIPE).is_file():
+    if data is None and not training_data(source):
         raise UserError(
-            f"int8 is calibrated on training pictures, and {source} is no run: --data must say where some are"
+            f"int8 is calibrated on training pictures, and {source} is of no run: --data must say where some are"
             f"{such_as_data(source)}."
         )
     data_set = evaluation_data(source, data, part="train").read_at(full_depth=preprocessing.full_depth)

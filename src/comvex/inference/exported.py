@@ -7,7 +7,7 @@ labels, and the SHA-256 of every file.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +57,8 @@ class ExportedInfo:
     labels: tuple[str, ...]
     multi_label: bool = False
     licence: str | None = None
+    training_data: dict[str, Any] = field(default_factory=dict)
+    """The data of the run and how they were split (``run_data.training_data``); empty if that is not known."""
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -129,6 +131,7 @@ def write_exported(folder: Path, info: ExportedInfo, comparison: dict[str, Any])
         "labels": list(info.labels),
         "multi_label": info.multi_label,
         "licence": info.licence,
+        "training_data": info.training_data,
         "architecture": json.loads(info.architecture.to_json()),
         "comparison": comparison,
         "sha256": {name: file_sha256(folder / name) for name in PROGRAM_FILES[info.to]},
@@ -155,11 +158,8 @@ def has_program(folder: Path) -> bool:
         return False
 
 
-def read_exported(folder: Path) -> ExportedInfo:
-    """What the config.json of an exported model says.
-
-    Raises ``ValueError`` if it or a file is missing or damaged, or of another version.
-    """
+def read_content(folder: Path) -> dict[str, Any]:
+    """The config.json of an exported model; raises ``ValueError`` if it is missing, damaged or of another version."""
     file = folder / CONFIG_NAME
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -175,6 +175,15 @@ def read_exported(folder: Path) -> ExportedInfo:
         raise UserError(f"{file} has format {content['format']!r}: this version of comvex reads format {FORMAT}.")
     if content.get("checksum") != checksum(content):
         raise UserError(f"{file} is damaged or was edited: its checksum is not that of its content.")
+    return content
+
+
+def read_exported(folder: Path) -> ExportedInfo:
+    """What the config.json of an exported model says.
+
+    Raises ``ValueError`` if it or a file is missing or damaged, or of another version.
+    """
+    content = read_content(folder)
     for name, expected in content["sha256"].items():
         check_file(folder / name, expected)
     return ExportedInfo(
@@ -187,6 +196,7 @@ def read_exported(folder: Path) -> ExportedInfo:
         labels=tuple(content["labels"]),
         multi_label=content["multi_label"],
         licence=content["licence"],
+        training_data=content.get("training_data", {}),
     )
 
 
