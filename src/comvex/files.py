@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from comvex.errors import UserError
@@ -13,16 +14,27 @@ from comvex.errors import UserError
 
 @contextmanager
 def replace_file(file: Path) -> Iterator[Path]:
-    """A temporary path to write to; on success it reaches the disk and takes the place of ``file`` in one step."""
+    """A temporary path to write to; on success it reaches the disk and takes the place of ``file`` in one step.
+
+    Who may read it is what the umask says, whatever wrote it. An ``OSError`` names ``file``, not the temporary path.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(file)
     try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary.touch()
+        try:
+            mode = temporary.stat().st_mode
+            yield temporary
+            temporary.chmod(mode)  # safetensors leaves a file that its owner alone may read
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # a full disk has no name
+            error.filename = str(file)
+        raise
 
 
 def temporary_beside(path: Path) -> Path:
@@ -33,6 +45,18 @@ def temporary_beside(path: Path) -> Path:
 def is_temporary(path: Path) -> bool:
     """Whether a file or folder is one of ``temporary_beside``, of whatever process."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def check_writable(folder: Path) -> None:
+    """Raises ``ValueError`` if a folder that is to be written to cannot be, or cannot be made; leaves nothing there."""
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} cannot be written to ({error.strerror}): choose another --out."
+        ) from error
 
 
 def write_text(file: Path, text: str) -> None:

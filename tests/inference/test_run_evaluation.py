@@ -16,6 +16,7 @@ from comvex.convit import ConViTConfig, ConViTWithLinearClassifier, save_weights
 from comvex.data.loading import evaluation_loader
 from comvex.data.sources import open_data
 from comvex.errors import UserError
+from comvex.inference import run_evaluation
 from comvex.inference.evaluate import Evaluation, evaluate
 from comvex.inference.run_evaluation import Changes, evaluate_run
 
@@ -59,6 +60,13 @@ def test_size_crop_and_interpolation_replace_those_of_the_weights(small_run_copy
 def test_masking_the_position_embedding_is_setting_it_to_zero(small_run, tmp_path):
     found = evaluate_run(small_run, changes=Changes(mask_position_embedding=True), out=tmp_path)
     assert found["loss"] == by_hand(small_run, masked=True).loss != by_hand(small_run).loss
+
+
+def test_files_that_are_all_kept_need_no_folder_that_can_be_written_to(small_run, tmp_path, monkeypatch):
+    first = evaluate_run(small_run, out=tmp_path)
+    monkeypatch.setattr(run_evaluation, "check_writable", None)
+    again = evaluate_run(small_run, out=tmp_path)
+    assert (again["loss"], again["files_kept"]) == (first["loss"], True)
 
 
 def test_all_pictures_are_those_of_every_part(small_run, tmp_path):

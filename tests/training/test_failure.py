@@ -1,13 +1,17 @@
 """What a run says when the machine gives out."""
 
+import errno
 import multiprocessing.resource_sharer
+import os
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 
+from comvex.errors import UserError
 from comvex.training.failure import explain_failures
 from comvex.training.recipe import Recipe
 
@@ -28,6 +32,21 @@ def test_a_run_that_may_open_no_more_files_says_what_helps(words, tmp_path):
     told = r"Too many files are open: .* no checkpoint"
     with pytest.raises(ValueError, match=told), explain_failures(Recipe(), tmp_path):
         raise RuntimeError(words)
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "make room"), (errno.EROFS, "make it writable"), (errno.EACCES, "make it writable")],
+)
+def test_a_folder_that_cannot_be_written_to_says_what_helps_there(number, remedy, tmp_path):
+    told = rf"^The run folder {tmp_path} cannot be written to \({os.strerror(number)}\): "
+    first = told + f"there is no checkpoint yet; {remedy} or choose another --out.$"
+    with pytest.raises(UserError, match=first), explain_failures(Recipe(), tmp_path):
+        raise OSError(number, os.strerror(number))
+    (tmp_path / "checkpoints" / "step-00000007").mkdir(parents=True)
+    later = told + f"the checkpoint of step 7 is kept; {remedy} and repeat the command, which goes on from there.$"
+    with pytest.raises(UserError, match=later), explain_failures(Recipe(), tmp_path):
+        raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
 
 
 class StopsHandingOver(Dataset[torch.Tensor]):

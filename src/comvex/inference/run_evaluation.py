@@ -13,27 +13,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from comvex import run_folder
 from comvex.convit.analysis import without_position_embedding
 from comvex.convit.config import ConViTConfig, as_pair
 from comvex.convit.model import ConViTBackbone
-from comvex.convit.published import such_as_data
 from comvex.data.loading import evaluation_loader
 from comvex.data.picture_set import PictureSet
-from comvex.data.sources import DataSet, find_data, open_data, set_aside
+from comvex.data.sources import DataSet
 from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
-from comvex.files import write_table
+from comvex.files import check_writable, write_table
 from comvex.inference.calibration import draw_reliability
 from comvex.inference.classes import match_classes
 from comvex.inference.evaluate import Evaluation, evaluate
 from comvex.inference.exported import ExportedModel
 from comvex.inference.predictor import Predictor, open_predictor
 from comvex.inference.processes import place_and_number
+from comvex.inference.run_data import Part, evaluation_data
 from comvex.inference.task import Task
 from comvex.terminal import progress_bar
-
-Part = Literal["test", "val", "train", "all"]
 
 
 @dataclass(frozen=True)
@@ -61,24 +58,6 @@ class Changes:
         crop = [] if self.crop_pct is None else [f"crop{self.crop_pct:g}"]
         masked = ["masked"] if self.mask_position_embedding else []
         return [*size, *crop, *([self.interpolation] if self.interpolation else []), *masked]
-
-
-def evaluation_data(source: str | Path, data: str | None, *, part: Part) -> DataSet:
-    """The data set asked for, or else the one that the run ``source`` was trained on, split as it was there.
-
-    Nothing is set aside for the part "all" of other data than the run's own, nor where there are no training pictures.
-    Raises ``ValueError`` if none is asked for and ``source`` is no run.
-    """
-    run = Path(source)
-    is_run = (run / run_folder.RECIPE).exists()
-    if data is None and not is_run:
-        raise UserError(f"{source} is no run folder: --data must say what to evaluate it on{such_as_data(source)}.")
-    recipe = run_folder.read_recipe(run) if is_run else {}
-    split = {name: recipe[name] for name in ("split_seed", "fraction", "val_fraction") if name in recipe}
-    if data is None:
-        return open_data(recipe["data"], **split)
-    found = find_data(data, split_seed=split.get("split_seed", 0))
-    return found if part == "all" or len(found.train) == 0 else set_aside(found, data, **split)
 
 
 def chosen_parts(data: DataSet, part: Part) -> list[PictureSet]:
@@ -137,8 +116,8 @@ def evaluate_run(
     The data may have fewer classes than the model: they are matched by name, and the model still answers among all of
     its own (a multi-label model is asked for those of the data alone).
 
-    Raises ``ValueError`` if the run, the data or the part is missing, the model does not know a class, or a change is
-    not possible.
+    Raises ``ValueError`` if the run, the data or the part is missing, the model does not know a class, a change is not
+    possible, or the folder for the files cannot be written to, which is tried first.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: it must be at least 1.")
@@ -147,12 +126,17 @@ def evaluate_run(
     data_set = evaluation_data(source, data, part=part).read_at(full_depth=predictor.preprocessing.full_depth)
     check_task(predictor, data_set)
     order = class_order(predictor, data_set)
+    folder = out or evaluation_folder(source) / "-".join([data_set.name, part, *changes.words()])
+    files = evaluation_files(predictor.task, folder)
+    kept = {file for file in files.values() if file.exists() and not overwrite}
+    if len(kept) < len(files):
+        check_writable(folder)  # now, and not when all has been computed
     evaluation = evaluate_parts(
         predictor, chosen_parts(data_set, part), changes, order=order, batch_size=batch_size, workers=workers
     )
-    folder = out or evaluation_folder(source) / "-".join([data_set.name, part, *changes.words()])
     which = "" if part == "all" else f"{part} "
     title = f"{data_set.name}, {evaluation.num_pictures} {which}pictures"
+    write_files(evaluation, predictor.task, data_set.classes, files, title=title, kept=kept)
     return {
         "source": str(source),
         "data": data_set.name,
@@ -165,7 +149,8 @@ def evaluate_run(
         "seconds": evaluation.seconds,
         "pictures_per_second": evaluation.pictures_per_second,
         "by_class": evaluation.scores.by_class(data_set.classes),
-        **write_files(evaluation, predictor.task, data_set.classes, folder, title=title, overwrite=overwrite),
+        **{name: str(file) for name, file in files.items()},
+        "files_kept": bool(kept),
     }
 
 
@@ -232,23 +217,25 @@ def changed_model(model: nn.Module, changes: Changes, preprocessing: Preprocessi
     return model
 
 
-def write_files(
-    evaluation: Evaluation, task: Task, classes: Sequence[str], folder: Path, *, title: str, overwrite: bool
-) -> dict[str, Any]:
-    """Write what is not there yet, with ``overwrite`` all of it; returns the files by name, and if any was kept."""
-    scores = evaluation.scores
-    answers = "answers" if task.multi_label else "predictions"
-    files = {
+def evaluation_files(task: Task, folder: Path) -> dict[str, Path]:
+    """The files of an evaluation by what they are called in its figures: a picture, its calibration, a table."""
+    return {
         f"{task.picture}_picture": folder / f"{task.picture}.png",
         "reliability_picture": folder / "reliability.png",
         "per_class_table": folder / "per_class.csv",
     }
+
+
+def write_files(
+    evaluation: Evaluation, task: Task, classes: Sequence[str], files: dict[str, Path], *, title: str, kept: set[Path]
+) -> None:
+    """Write the ``evaluation_files`` that are not kept."""
+    scores = evaluation.scores
+    answers = "answers" if task.multi_label else "predictions"
     picture, reliability, table = files.values()
-    kept = {file for file in files.values() if file.exists() and not overwrite}
     if picture not in kept:
         scores.draw(classes, picture, pictures=title)
     if reliability not in kept:
         draw_reliability(scores.calibration, reliability, title=title, answers=answers)
     if table not in kept:
         write_table(table, scores.by_class(classes))
-    return {name: str(file) for name, file in files.items()} | {"files_kept": bool(kept)}

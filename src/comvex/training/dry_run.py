@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from comvex.device import choose_device
+from comvex.files import check_writable
 from comvex.plotting import BLUE, new_figure
 from comvex.training.build import build_optimizer, build_schedule
 from comvex.training.plan import Plan, make_plan
@@ -26,8 +27,9 @@ NUM_SAMPLES = 32
 def dry_run(recipe: Recipe, folder: Path, *, options: Options) -> str:
     """Describe a run and draw samples.png and schedule.png into ``folder``; nothing is trained.
 
-    Raises ``ValueError`` for whatever would keep the run from starting.
+    Raises ``ValueError`` for whatever would keep the run from starting, and if ``folder`` cannot be written to.
     """
+    check_writable(folder)
     plan = make_plan(recipe, options, choose_device(options.device), Ranks())
     draw_samples(plan, folder / "samples.png")
     draw_schedule(plan, folder / "schedule.png")
@@ -44,6 +46,7 @@ def dry_run(recipe: Recipe, folder: Path, *, options: Options) -> str:
             "Data:",
             f"  {data.name}: {len(data.classes)} classes, {len(data.train)} training, "
             f"{len(data.val or ())} validation, {len(data.test or ())} test pictures",
+            *(f"  {note}" for note in data.notes),
             f"  {plan.num_steps} steps, {plan.recipe.steps_per_epoch(len(data.train))} an epoch, on {plan.device}",
             f"Figures: {folder / 'samples.png'}, {folder / 'schedule.png'}",
         ]

@@ -23,7 +23,8 @@ from comvex.files import write_text
 from comvex.training.recipe import Recipe
 from comvex.training.step import Learner, NotFiniteError
 
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CANNOT_WRITE = (*NO_ROOM, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "bad_alloc", os.strerror(errno.ENOMEM))
 TOO_MANY_FILES = (os.strerror(errno.EMFILE), "items of ancdata")
 """How the system says it, and PyTorch where a loader's tensors cannot be taken over."""
@@ -90,9 +91,9 @@ def explain(error: Exception, recipe: Recipe, out: Path) -> str | None:
     if (isinstance(error, RuntimeError) and LOADER_IS_GONE.match(words)) or came_through(error, RECEIVING):
         return loader_is_gone(out)
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
-        return cannot_write(out, error.strerror or words)
-    reason = re.search(r"([\w ]+) \(os error \d+\)", words) if isinstance(error, SafetensorError) else None
-    return None if reason is None else cannot_write(out, reason[1].strip())
+        return cannot_write(out, error.errno)
+    reason = re.search(r"\(os error (\d+)\)", words) if isinstance(error, SafetensorError) else None
+    return None if reason is None else cannot_write(out, int(reason[1]))
 
 
 def came_through(error: Exception, module: str) -> bool:
@@ -123,11 +124,14 @@ def out_of_files(out: Path) -> str:
     )
 
 
-def cannot_write(out: Path, reason: str) -> str:
-    return (
-        f"The run folder {out} cannot be written to ({reason}): {what_is_kept(out)}; make room and repeat the command, "
-        "which goes on from there."
-    )
+def cannot_write(out: Path, number: int) -> str:
+    """``number`` is the system's for its reason."""
+    remedy = "make room" if number in NO_ROOM else "make it writable"
+    if run_folder.checkpoint_folders(out / run_folder.CHECKPOINTS):
+        remedy += " and repeat the command, which goes on from there"
+    else:
+        remedy += " or choose another --out"
+    return f"The run folder {out} cannot be written to ({os.strerror(number)}): {what_is_kept(out)}; {remedy}."
 
 
 def what_is_kept(out: Path) -> str:
