@@ -101,7 +101,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_cause(tmp_path):
     truncated.write_bytes(whole.read_bytes()[:-200])
     empty = tmp_path / "empty.png"
     empty.touch()
-    for file, cause in ((text, "no picture format"), (truncated, "truncated"), (empty, "no picture format")):
+    for file, cause in ((text, "no picture format"), (truncated, "truncated"), (empty, "it is empty")):
         with pytest.raises(UnreadablePictureError, match=cause) as caught:
             read_picture(file)
         assert str(file) in str(caught.value)

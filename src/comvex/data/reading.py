@@ -145,7 +145,9 @@ def unreadable(file: PictureFile, error: Exception) -> UnreadablePictureError:
     if isinstance(error, FileNotFoundError):
         return UnreadablePictureError(f"There is no picture {printable(file)}.")
     if isinstance(error, Image.UnidentifiedImageError):
-        reason = "it is in no picture format that Pillow knows"
+        with open_picture(file) as stream:
+            is_empty = not stream.read(1)
+        reason = "it is empty" if is_empty else "it is in no picture format that Pillow knows"
     elif isinstance(error, OSError) and error.strerror:
         reason = error.strerror
     else:
