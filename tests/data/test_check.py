@@ -219,6 +219,77 @@ def test_long_lists_are_cut_in_the_text(tmp_path):
     assert len(report["unreadable"]) == 25
 
 
+def test_what_training_would_refuse_is_said_with_the_counts(tmp_path, capsys):
+    write_pictures(tmp_path, 2)
+    assert main(["data", "check", str(tmp_path), "--workers", "0"]) == 1
+    text = capsys.readouterr().out
+    assert f"refused      {tmp_path} has 4 training pictures, of which val_fraction = 0.1 leaves 4 pictures to" in text
+    assert "train        4 pictures of 2 classes" in text
+    assert "val          0 pictures" in text
+    assert "comvex train --data" not in text
+
+
+def test_a_class_that_training_does_not_have_hides_nothing_else(parts, capsys):
+    write_pictures(parts / "test", 3, classes=("emu", "fox"))
+    (parts / "val" / "cat" / "3.png").write_bytes(b"")
+    code, report = run(capsys, parts)
+    assert code == 1
+    assert report["refused"] == [
+        f"The folder {parts / 'test'} has the class {name!r}, which the training pictures do not have."
+        for name in ("emu", "fox")
+    ]
+    assert report["unreadable"] == [f"The picture {parts / 'val' / 'cat' / '3.png'} cannot be read: it is empty."]
+    assert report["parts"]["test"]["classes"] == {"cat": 12, "dog": 12}
+
+
+def test_a_label_that_training_rows_do_not_have_hides_nothing_else(tmp_path, capsys):
+    write_pictures(tmp_path, 20)
+    rows = [f"{name}/{index}.png,{name},train" for name in ("cat", "dog") for index in range(18)]
+    rows += ["cat/18.png,emu,test", "cat/19.png,emu,test", "dog/18.png,fox,val", "dog/19.png,dog,test"]
+    (tmp_path / "x.csv").write_text("\n".join(["path,label,split", *rows, "gone.png,cat,test"]))
+    code, report = run(capsys, tmp_path / "x.csv")
+    assert code == 1
+    assert report["refused"] == [
+        f"Row {row} of {tmp_path / 'x.csv'} has the label {label!r}, which no training row has."
+        for row, label in ((38, "emu"), (40, "fox"))
+    ]
+    assert report["unreadable"] == [f"There is no picture {tmp_path / 'gone.png'}."]
+    assert {name: part["num_pictures"] for name, part in report["parts"].items()} == {"train": 32, "val": 4, "test": 2}
+
+
+def test_pictures_without_training_pictures_are_checked_too(parts, capsys):
+    shutil.rmtree(parts / "train")
+    code, report = run(capsys, parts)
+    assert (code, report["num_pictures"]) == (1, 48)
+    assert report["refused"] == [
+        f"The data set {parts} has no training pictures: only comvex evaluate can do without."
+    ]  # fmt: skip
+
+
+def test_unreadable_pictures_are_sorted_by_name_whatever_their_part(tmp_path, capsys):
+    write_pictures(tmp_path, 20)
+    for name in ("cat", "dog"):
+        for index in range(20, 30):
+            (tmp_path / name / f"{index}.png").write_text("text" if index % 2 else "")
+    _, report = run(capsys, tmp_path)
+    named = [(name, index) for name in ("cat", "dog") for index in range(20, 30)]
+    assert report["unreadable"] == [
+        f"The picture {tmp_path / name / f'{index}.png'} cannot be read: "
+        f"{'it is in no picture format that Pillow knows' if index % 2 else 'it is empty'}."
+        for name, index in named
+    ]
+
+
+def test_what_may_not_be_meant_so_is_noted(tmp_path, capsys):
+    write_pictures(tmp_path, 20)
+    rows = [f"{name}/{index}.png,{name}" for name in ("cat", "dog") for index in range(20)]
+    rows[4] = "cat/4.png,"
+    (tmp_path / "x.csv").write_text("\n".join(["path,label", *rows]))
+    assert main(["data", "check", str(tmp_path / "x.csv"), "--workers", "0"]) == 0
+    note = f"note         {tmp_path / 'x.csv'} is multi-label, because row 6 has no label (1 of 40 rows)."
+    assert note in capsys.readouterr().out.splitlines()
+
+
 def test_what_is_no_data_set_is_refused(capsys, tmp_path):
     assert main(["data", "check", str(tmp_path / "nothing")]) == 2
     assert "There is no data set" in capsys.readouterr().err

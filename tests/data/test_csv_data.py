@@ -1,6 +1,7 @@
 """Data sets from CSV files."""
 
 import csv
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -49,20 +50,26 @@ def test_one_label_a_picture_is_split_by_class_as_a_folder_is(tmp_path):
         [22, 22],
     ]
     assert open_data(str(tmp_path / "data.csv"), split_seed=1).test.pictures != data.test.pictures
+    assert data.notes == ()
 
 
 @pytest.mark.parametrize(
-    ("column", "special", "expected"),
+    ("column", "special", "expected", "reason"),
     [
-        ("labels", "dog", [0, 1]),
-        ("label", "dog; cat ;dog;", [1, 1]),
-        ("label", "", [0, 0]),
-        ("label", " ; ", [0, 0]),
+        ("labels", "dog", [0, 1], "the column is called labels"),
+        ("label", "dog; cat ;dog;", [1, 1], "row 2 has 2 labels (1 of 31 rows have several)"),
+        ("label", "", [0, 0], "row 2 has no label (1 of 31 rows)"),
+        ("label", " ; ", [0, 0], "row 2 has no label (1 of 31 rows)"),
     ],
 )
-def test_the_column_labels_a_semicolon_or_an_empty_cell_makes_a_file_multi_label(tmp_path, column, special, expected):
-    data = open_data(write(tmp_path, ["path", column], [["special.png", special], *labelled(30)]))
+def test_the_column_labels_a_semicolon_or_an_empty_cell_makes_a_file_multi_label(
+    tmp_path, column, special, expected, reason, caplog
+):
+    with caplog.at_level(logging.INFO):
+        data = open_data(write(tmp_path, ["path", column], [["special.png", special], *labelled(30)]))
     assert data.multi_label
+    assert data.notes == (f"{tmp_path / 'data.csv'} is multi-label, because {reason}.",)
+    assert caplog.messages == list(data.notes)
     assert data.classes == ("cat", "dog")
     for part in parts_of(data):
         for file, row in zip(part.pictures, part.labels, strict=True):
@@ -133,6 +140,7 @@ TWELVE = labelled(12)
     ("header", "rows", "message"),
     [
         (["file", "label"], TWELVE, "no column 'path'; its columns are file, label"),
+        (["path;label"], TWELVE, r"has the one column 'path;label': cells must be separated by commas, not by ';'\."),
         (["path", "class"], TWELVE, "no column 'label' or 'labels'; its columns are path, class"),
         (["path", "label", "labels"], [["0.png", "a", "b"]], "both columns 'label' and 'labels'"),
         (["path", "path", "label"], [["0.png", "0.png", "b"]], "the column 'path' 2 times"),

@@ -95,6 +95,54 @@ def test_a_messy_folder_is_read_as_far_as_it_can_be(messy, caplog):
         message.encode("utf-8")  # can be printed and logged, whatever the bytes of the name
 
 
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (["Train/a", "Train/b", "valid/a"], "has no folder train, but Train and valid look like parts of the data"),
+        (["TRAIN/a", "TRAIN/b"], "has no folder train, but TRAIN looks like parts"),
+        (["training_set/a", "rest/a"], "but training_set looks like parts"),
+        (["Val/a", "Val/b", "Test/a", "Test/b"], "but Test and Val look like parts"),
+        (["trian/a", "val/a", "test/a"], "but test and val look like parts"),
+        (["train/a", "train/b", "valid/a"], "valid looks like a part of the data: it must be called val,"),
+        (["train/a", "train/b", "Validation data/a"], "it must be called val,"),
+        (["train/a", "train/b", "val/a", "testing"], "testing looks like a part of the data: it must be called test,"),
+    ],
+)
+def test_folders_that_seem_to_be_parts_by_another_name_are_refused(tmp_path, found, message):
+    for name in found:
+        write_pictures(tmp_path / name, 10)
+    with pytest.raises(UserError, match=message):
+        open_data(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("found", "classes"),
+    [
+        (["valid", "invalid"], ("invalid", "valid")),
+        (["valid/1", "valid/2", "invalid/1", "invalid/2"], ("invalid", "valid")),
+        (["Train", "Bus", "testing"], ("Bus", "Train", "testing")),
+        (["trainer/1", "tester/1"], ("tester", "trainer")),
+        (["train/a", "train/b", "val/a", "test/a", "valid/a", "old"], ("a", "b")),
+    ],
+)
+def test_classes_may_be_called_much_like_parts(tmp_path, found, classes):
+    for name in found:
+        write_pictures(tmp_path / name, 10)
+    assert open_data(str(tmp_path)).classes == classes
+
+
+def test_class_folders_that_hold_folders_only_are_noted(tmp_path):
+    for name in ("cat/rex", "cat/tom", "dog", "dog/max"):
+        write_pictures(tmp_path / name, 10)
+    note = "The class folder cat (rex, tom) has pictures only in deeper folders, which are no classes."
+    assert open_data(str(tmp_path)).notes == (note,)
+    for number in range(6):
+        write_pictures(tmp_path / "dog" / f"{number}", 1)
+        write_pictures(tmp_path / "emu" / f"{number}", 10)
+    [note] = open_data(str(tmp_path)).notes
+    assert note.startswith("The class folders cat (rex, tom), emu (0, 1, 2, 3 and 2 more) have pictures only in deeper")
+
+
 def test_a_link_to_a_class_folder_elsewhere_is_followed(tmp_path):
     write_pictures(tmp_path / "elsewhere" / "dogs", 12)
     write_pictures(tmp_path / "data" / "cat", 12)

@@ -1,6 +1,8 @@
 """What names and folders stand for."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -90,6 +92,14 @@ def test_hidden_files_other_files_and_loops_of_links_are_left_out(tmp_path):
         (lambda root: None, "has no pictures"),
         (lambda root: write_pictures(root / "only", 5), "one class only, 'only'"),
         (lambda root: (root / "a").mkdir(), "has no pictures"),
+        (
+            lambda root: [write_pictures(root / "pets" / x, 5) for x in "ab"],
+            r"one class only, 'pets': at least two are needed; did you mean '.*/pets', which holds a, b\?",
+        ),
+        (
+            lambda root: [write_pictures(root / x, 5) for x in ("train", "bus")],
+            "/train has no class folders, its 5 pictures lie directly in it: a folder called train must hold one",
+        ),
         (lambda root: [write_pictures(root / "train" / x, 5) for x in "ab"] + [(root / "test").mkdir()], "no pictures"),
         (lambda root: [write_pictures(root / x, 5) for x in ("train/a", "train/b", "val/c")], "has the class 'c'"),
         (lambda root: [write_pictures(root / x, 1) for x in "ab"], "0 to validate"),
@@ -100,6 +110,78 @@ def test_folders_that_cannot_be_trained_on_are_refused_by_name(tmp_path, make, m
     with pytest.raises(ValueError, match=message) as caught:
         open_data(str(tmp_path))
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["pets/cat", "pets/cat/0.png", "pets/train/cat", "pets/train/cat/0.png"])
+def test_of_a_class_folder_or_a_picture_it_is_said_which_folder_was_meant(tmp_path, path):
+    """Also from inside, where its path does not name the folders above it."""
+    split = "train" if "train" in path else ""
+    for name in ("cat", "dog"):
+        write_pictures(tmp_path / "pets" / split / name, 5)
+    kind = "is a picture, not a data set" if path.endswith("png") else "its 5 pictures lie directly in it"
+    with pytest.raises(ValueError, match=f"{kind}: did you mean '{tmp_path / 'pets'}'"):
+        open_data(str(tmp_path / path))
+
+
+def test_the_folder_that_was_meant_is_told_from_inside_too(tmp_path, monkeypatch):
+    for name in ("cat", "dog"):
+        write_pictures(tmp_path / "pets" / name, 5)
+    monkeypatch.chdir(tmp_path / "pets" / "cat")
+    for path in (".", "0.png"):
+        with pytest.raises(ValueError, match=f"did you mean '{tmp_path / 'pets'}'"):
+            open_data(path)
+
+
+def test_without_other_class_folders_beside_it_no_folder_is_proposed(tmp_path):
+    write_pictures(tmp_path / "pictures", 5)
+    with pytest.raises(ValueError, match="lie directly in it: it must hold one folder per class"):
+        open_data(str(tmp_path / "pictures"))
+
+
+def test_of_a_misspelt_folder_or_file_the_one_beside_it_is_proposed(tmp_path):
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "labels.csv").touch()
+    (tmp_path / "petz").touch()  # no data set: it is not proposed
+    for path, meant in (("pet", "pets"), ("labels.cvs", "labels.csv")):
+        with pytest.raises(ValueError, match=f"no data set '.*{path}': did you mean '{tmp_path / meant}'"):
+            open_data(str(tmp_path / path))
+    with pytest.raises(ValueError, match=r"petz' is a file, not a data set: give a folder"):
+        open_data(str(tmp_path / "petz"))
+    (tmp_path / "shards.tar").touch()
+    with pytest.raises(ValueError, match=f"did you mean 'wds/{tmp_path}/shards.tar'"):
+        open_data(str(tmp_path / "shards.tar"))
+    with pytest.raises(ValueError, match=r"no data set 'nowhere/at/all': give a folder"):
+        open_data("nowhere/at/all")
+
+
+def test_training_says_that_there_is_no_such_data_set_before_it_imports_pytorch():
+    program = "import sys; from comvex.cli import main; print(main(['train', '--data', 'x']), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
+    assert done.stderr.startswith("comvex: There is no data set 'x': give a folder")
+
+
+def test_too_few_pictures_are_told_with_the_smallest_share_that_would_do(tmp_path):
+    for label in ("a", "b"):
+        write_pictures(tmp_path / "few" / label, 2)
+        write_pictures(tmp_path / "more" / label, 40)
+    few, more = str(tmp_path / "few"), str(tmp_path / "more")
+    with pytest.raises(ValueError, match=r"few has 4 training pictures, of .* 0\.1 leaves .*be at least 0\.251\."):
+        open_data(few)
+    assert (len(open_data(few, val_fraction=0.251).val), len(open_data(few, val_fraction=0.251).train)) == (2, 2)
+    with pytest.raises(ValueError, match=r"leaves 4 pictures .* 0 to validate"):
+        open_data(few, val_fraction=0.25)
+    with pytest.raises(ValueError, match=r"leaves 0 pictures to train on and 4 to validate: .*it must be smaller"):
+        open_data(few, val_fraction=0.9)
+    with pytest.raises(
+        ValueError,
+        match=r"more has 58 pictures to train on and 6 to validate, of which fraction = 0\.01 leaves 0 pictures to "
+        r"train on and 0 to validate: both need at least one, so the fraction must be at least 0\.167\.",
+    ):
+        open_data(more, fraction=0.01)
+    assert (len(open_data(more, fraction=0.167).train), len(open_data(more, fraction=0.167).val)) == (10, 2)
+    with pytest.raises(ValueError, match=r"leaves 10 pictures to train on and 0 to validate"):
+        open_data(more, fraction=0.166)
 
 
 def test_unknown_names_and_values_out_of_range_are_refused():

@@ -18,7 +18,7 @@ class Data:
     Reads every picture once and tells counts per class and part, sizes, modes, unreadable files, the same picture twice
     (most of all in training and in the test), classes that are too small, and settings that fit. What was read is
     remembered: the second time only what has changed is read again. The exit code is 1 if a picture cannot be read, is
-    in several parts, or has different labels.
+    in several parts, or has different labels, or if comvex train would refuse the data.
     """
 
     action: Annotated[Positional[Literal["check"]], arg(metavar="check")]

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from comvex.data.depth import settle_depth
 from comvex.data.examine import Finding, examine_all
 from comvex.data.picture_set import DataSet
-from comvex.data.sources import open_data
+from comvex.data.sources import read_source, set_aside, with_validation
+from comvex.errors import UserError
 from comvex.terminal import progress_bar
 
 FEWEST = 5
@@ -38,13 +40,14 @@ class CheckedPicture:
 def check_data(name: str, *, split_seed: int = 0, workers: int | None = None) -> dict[str, Any]:
     """Read everything of a data set (see ``open_data``) and report it as plain values.
 
-    The parts are those that training with this ``split_seed`` would have. The second time, only what has changed is
-    read. ``workers`` is the number of processes; by default one per CPU, up to 8.
+    The parts are those that training with this ``split_seed`` would have; where training would refuse them, ``refused``
+    says why. The second time, only what has changed is read. ``workers`` is the number of processes; by default one per
+    CPU, up to 8.
 
     Raises ``ValueError`` if there is no such data set.
     """
     started = time.perf_counter()
-    data = open_data(name, split_seed=split_seed)
+    data, refused = divided(name, split_seed=split_seed)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     pictures, num_known = checked_pictures(data, kept_as=kept_name(name), workers=workers)
     readable = [picture for picture in pictures if not picture.finding.problem]
@@ -55,10 +58,16 @@ def check_data(name: str, *, split_seed: int = 0, workers: int | None = None) ->
         "num_pictures": len(pictures),
         "multi_label": data.multi_label,
         "full_depth": data.full_depth,
+        "notes": list(data.notes),
+        "refused": refused,
         "parts": parts,
         "sizes": describe_sizes(readable),
         "modes": dict(Counter(picture.finding.mode for picture in readable).most_common()),
-        "unreadable": [picture.finding.problem for picture in pictures if picture.finding.problem],
+        "unreadable": [
+            picture.finding.problem
+            for picture in sorted(pictures, key=lambda picture: picture.name)
+            if picture.finding.problem
+        ],
         "duplicates": duplicates,
         "num_duplicates_across_parts": sum(group["across_parts"] for group in duplicates),
         "num_labelled_differently": sum(group["labelled_differently"] for group in duplicates),
@@ -67,6 +76,16 @@ def check_data(name: str, *, split_seed: int = 0, workers: int | None = None) ->
         "num_known_before": num_known,
         "seconds": time.perf_counter() - started,
     }
+
+
+def divided(name: str, *, split_seed: int) -> tuple[DataSet, list[str]]:
+    """The data in the parts that training would have, and the sentences with which it would refuse them."""
+    data = read_source(name, split_seed=split_seed)
+    refused = list(data.problems)
+    try:
+        return set_aside(data, name, split_seed=split_seed), refused
+    except UserError as error:
+        return settle_depth(with_validation(data, split_seed=split_seed)), [*refused, str(error)]
 
 
 def kept_name(name: str) -> str:
@@ -103,11 +122,13 @@ def label_text(data: DataSet, label: Any) -> str:
 
 def count_parts(data: DataSet, pictures: Iterable[CheckedPicture]) -> dict[str, Any]:
     """For each part the number of pictures, of unreadable ones, and of readable ones of each class."""
-    parts: dict[str, Any] = {}
+    parts: dict[str, Any] = {
+        name: {"num_pictures": 0, "num_unreadable": 0, "classes": dict.fromkeys(data.classes, 0)}
+        for name, part in (("train", data.train), ("val", data.val), ("test", data.test))
+        if part is not None
+    }
     for picture in pictures:
-        counts = parts.setdefault(
-            picture.part, {"num_pictures": 0, "num_unreadable": 0, "classes": dict.fromkeys(data.classes, 0)}
-        )
+        counts = parts[picture.part]
         counts["num_pictures"] += 1
         if picture.finding.problem:
             counts["num_unreadable"] += 1
@@ -174,15 +195,20 @@ def suggest(data: DataSet, pictures: list[CheckedPicture], parts: dict[str, Any]
 
 
 def has_problems(report: dict[str, Any]) -> bool:
-    """Whether something should be put right before training: unreadable, in several parts, or labelled differently."""
+    """Whether something should be put right before training: refused, unreadable, in several parts, labelled twice."""
     return bool(
-        report["unreadable"] or report["num_duplicates_across_parts"] or report["num_labelled_differently"]
-    )  # fmt: skip
+        report["refused"]
+        or report["unreadable"]
+        or report["num_duplicates_across_parts"]
+        or report["num_labelled_differently"]
+    )
 
 
 def describe_check(report: dict[str, Any], *, most: int = 20) -> str:
     """The report as text; of long lists the first ``most`` entries."""
     lines = [f"{report['data']}: {report['num_pictures']} pictures"]
+    lines += [f"note         {note}" for note in report["notes"]]
+    lines += shorten([f"refused      {reason}" for reason in report["refused"]], most)
     for name, part in report["parts"].items():
         counts = sorted(part["classes"].items(), key=lambda entry: -entry[1])
         lines.append(f"{name:<12} {part['num_pictures']} pictures of {sum(count > 0 for _, count in counts)} classes")
@@ -203,7 +229,7 @@ def describe_check(report: dict[str, Any], *, most: int = 20) -> str:
     if report["small_classes"]:
         few = ", ".join(f"{label} ({count})" for label, count in report["small_classes"].items())
         lines.append(f"too small    {few}: fewer than {FEWEST} training pictures")
-    if report["suggestions"]:
+    if report["suggestions"] and not report["refused"]:
         lines.append(f"suggested    comvex train --data {report['data']} {' '.join(report['suggestions'])}")
     return "\n".join(lines)
 

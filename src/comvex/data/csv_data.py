@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from comvex.errors import UserError
 
 SEPARATOR = ";"
 """Between the labels of one cell."""
+OTHER_SIGNS = (";", "\t", "|")
+"""What some programs write between cells instead of commas."""
 COLUMNS = ("path", "label", "labels", "split", "group")
 SPLITS = ("train", "val", "test")
 
@@ -34,12 +36,13 @@ class Row:
 
 
 def csv_data(file: Path, *, split_seed: int) -> DataSet:
-    """The data set of a CSV file.
+    """The data set of a CSV file, with a note that says why it is multi-label if it is.
 
     It is multi-label if the column is called ``labels``, or a cell has several labels (``cat;dog``) or none. The
     classes are the labels found, sorted. Without ``split`` column a fifth of the pictures is the test set, which
     ``PictureSet.share`` chooses; with one there is a test set only if it says so. A picture that is missing counts as
-    one that cannot be read, and is left out when its turn comes.
+    one that cannot be read, and is left out when its turn comes. Labels that no training row has are problems of the
+    data, and their rows are left out.
 
     Raises ``ValueError`` if there is no such file, a column or a cell is missing or says something else than it may, a
     group lies on both sides of a split, there are fewer than two classes (multi-label: none), or no picture exists.
@@ -50,7 +53,12 @@ def csv_data(file: Path, *, split_seed: int) -> DataSet:
     if not rows:
         raise UserError(f"{file} has no rows: each must name a picture and its labels.")
     check_rows(file, rows)
-    multi_label = "labels" in columns or any(len(row.labels) != 1 for row in rows)
+    problems: list[str] = []
+    if "split" in columns:
+        check_splits(file, rows)
+        rows, problems = without_strangers(file, rows)
+    reason = why_multi_label(rows, columns)
+    multi_label = bool(reason)
     classes = tuple(sorted({label for row in rows for label in row.labels}))
     if not classes:
         raise UserError(f"{file} has no label in any row: at least one class is needed.")
@@ -59,14 +67,27 @@ def csv_data(file: Path, *, split_seed: int) -> DataSet:
 
     pictures = picture_set(rows, classes, multi_label=multi_label)
     if "split" in columns:
-        check_splits(file, rows)
         split = np.array([row.split for row in rows])
         train, val, test = (pictures.where(split == name) for name in SPLITS)
         val, test = (part if len(part) else None for part in (val, test))
     else:
         in_test = pictures.share(0.2, seed=split_seed)
         train, val, test = pictures.where(~in_test), None, pictures.where(in_test)
-    return picture_files_data(file.stem, classes, train=train, val=val, test=test)
+    data = picture_files_data(file.stem, classes, train=train, val=val, test=test)
+    notes = (f"{file} is multi-label, because {reason}.",) if reason else ()
+    return replace(data, notes=notes, problems=tuple(problems))
+
+
+def why_multi_label(rows: list[Row], columns: dict[str, int]) -> str:
+    """What makes a file multi-label; empty if every picture has one label."""
+    if "labels" in columns:
+        return "the column is called labels"
+    several = [row for row in rows if len(row.labels) > 1]
+    if several:
+        number, labels = several[0].number, several[0].labels
+        return f"row {number} has {len(labels)} labels ({len(several)} of {len(rows)} rows have several)"
+    none = [row for row in rows if not row.labels]
+    return f"row {none[0].number} has no label ({len(none)} of {len(rows)} rows)" if none else ""
 
 
 def read_table(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -91,6 +112,10 @@ def find_columns(file: Path, header: list[str]) -> dict[str, int]:
         if header.count(name) > 1:
             raise UserError(f"{file} has the column {name!r} {header.count(name)} times; its columns are {found}.")
     if "path" not in header:
+        if len(header) == 1 and (other := next((sign for sign in OTHER_SIGNS if sign in found), None)):
+            raise UserError(
+                f"{file} has the one column {found!r}: cells must be separated by commas, not by {other!r}."
+            )
         raise UserError(f"{file} has no column 'path'; its columns are {found}.")
     if "label" not in header and "labels" not in header:
         raise UserError(f"{file} has no column 'label' or 'labels'; its columns are {found}.")
@@ -140,7 +165,7 @@ def check_rows(file: Path, rows: list[Row]) -> None:
 
 
 def check_splits(file: Path, rows: list[Row]) -> None:
-    """Raises ``ValueError`` if no row is for training, or the file parts a group, or training lacks a label."""
+    """Raises ``ValueError`` if no row is for training, or the file parts a group."""
     if not any(row.split == "train" for row in rows):
         raise UserError(f"{file} has no row whose split is train.")
     side: dict[str, Row] = {}
@@ -151,11 +176,20 @@ def check_splits(file: Path, rows: list[Row]) -> None:
                 f"The group {row.group!r} of {file} is in {other.split} (row {other.number}) and in {row.split} "
                 f"(row {row.number}): a group must be on one side."
             )
+
+
+def without_strangers(file: Path, rows: list[Row]) -> tuple[list[Row], list[str]]:
+    """The rows whose labels training rows have, and a sentence for each label that none has."""
     known = {label for row in rows if row.split == "train" for label in row.labels}
+    first: dict[str, Row] = {}
     for row in rows:
         for label in row.labels:
             if label not in known:
-                raise UserError(f"Row {row.number} of {file} has the label {label!r}, which no training row has.")
+                first.setdefault(label, row)
+    return [row for row in rows if known.issuperset(row.labels)], [
+        f"Row {row.number} of {file} has the label {label!r}, which no training row has."
+        for label, row in first.items()
+    ]
 
 
 def picture_set(rows: list[Row], classes: tuple[str, ...], *, multi_label: bool) -> PictureSet:

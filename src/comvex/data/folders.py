@@ -6,8 +6,10 @@ import logging
 import os
 import re
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -25,6 +27,14 @@ SMALLEST_CACHED = 5_000
 SETTLED = 2 * 10**9
 """Nanoseconds since the last change of a folder from which its time of change tells whether it changed again."""
 WORDNET_ID = re.compile(r"n\d{8}")
+PART_LIKE = re.compile(
+    r"(?:(?P<train>train(?:ing)?)|(?P<val>val(?:id|idation)?)|(?P<test>test(?:ing|s)?))"
+    r"(?:[ _-]?(?:set|data|images|pictures|split))?",
+    re.IGNORECASE,
+)
+"""What people call the folders of the parts; the group that matched is what they must be called."""
+NUM_NAMED = 4
+"""Folders that a message names, of any number."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +46,30 @@ class FolderIndex:
     folders: dict[str, tuple[int, int]]
     """Path inside the folder -> time of the last change in nanoseconds, number of entries."""
 
+    @cached_property
+    def by_class(self) -> dict[str, list[str]]:
+        """Class folder -> the pictures in it, however deep; a picture beside the class folders has no class."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for file in self.files:
+            name, slash, _ = file.partition("/")
+            if slash:
+                found[name].append(file)
+        return dict(found)
+
+    @cached_property
+    def nested(self) -> dict[str, list[str]]:
+        """Class folder that has no picture directly in it -> the folders in it that have pictures, sorted."""
+        return {
+            name: sorted({file.split("/")[1] for file in files})
+            for name, files in self.by_class.items()
+            if all(file.count("/") > 1 for file in files)
+        }
+
     @property
     def has_parts_alone(self) -> bool:
         """Whether all pictures are in class folders inside folders called val and test, which are no classes then."""
-        paths = [file.split("/") for file in self.files]
-        return bool(paths) and all(len(path) > 2 and path[0] in ("val", "test") for path in paths)
+        num_in_parts = sum(len(self.by_class[name]) for name in self.nested if name in ("val", "test"))
+        return 0 < num_in_parts == len(self.files)
 
     def is_current(self, root: Path) -> bool:
         """Whether nothing has come, gone or changed its name since; looks at the folders, not at the files."""
@@ -141,66 +170,156 @@ def folder_data(root: Path, *, split_seed: int) -> DataSet:
 
     Without ``train`` a stratified fifth of all pictures is the test set. With ``train`` but without ``test`` there is
     no test set. Where there are no others than val and test, there are no training pictures. Folders of ImageNet's
-    WordNet ids give classes with readable names.
+    WordNet ids give classes with readable names. Classes that ``train`` does not have are problems of the data.
 
-    Raises ``ValueError`` if there are fewer than two classes, a part has other classes than ``train`` or no pictures.
+    Raises ``ValueError`` if there are fewer than two classes, a part has no pictures, or a folder seems to be a part
+    but is called otherwise.
     """
-    if (root / "train").is_dir():
-        classes, train = labelled_pictures(root / "train")
-        parts = {
-            name: labelled_pictures(root / name, classes)[1]
-            for name in ("val", "test")
-            if (root / name).is_dir()
-        }  # fmt: skip
-    elif any((root / part).is_dir() for part in ("val", "test")) and index_folder(root).has_parts_alone:
-        classes, train, parts = parts_alone(root)
+    labelled = root / "train" if (root / "train").is_dir() else root
+    index = index_folder(labelled)
+    check_part_names(root, index)
+    problems: list[str] = []
+    if labelled is not root:
+        classes, train = labelled_pictures(labelled, index)
+        parts = {}
+        for name in ("val", "test"):
+            if (root / name).is_dir():
+                own = index_folder(root / name)
+                _, parts[name] = labelled_pictures(root / name, own, classes)
+                problems += strange_classes(root / name, own, classes)
+    elif index.has_parts_alone:
+        classes, train, parts = parts_alone(root, index)
     else:
-        classes, pictures = labelled_pictures(root)
+        classes, pictures = labelled_pictures(root, index)
         in_test = pictures.share(0.2, seed=split_seed)
         train, parts = pictures.where(~in_test), {"test": pictures.where(in_test)}
     data = picture_files_data(
         root.resolve().name, tuple(printable(name) for name in classes), train=train, val=parts.get("val"),
         test=parts.get("test"),
     )  # fmt: skip
-    return name_wordnet_classes(data)
+    notes = () if index.has_parts_alone or not index.nested else (note_nested(index),)
+    return name_wordnet_classes(replace(data, notes=notes, problems=tuple(problems)))
 
 
-def parts_alone(root: Path) -> tuple[tuple[str, ...], PictureSet, dict[str, PictureSet]]:
+def check_part_names(root: Path, index: FolderIndex) -> None:
+    """Raises ``ValueError`` if folders seem to be parts, by their names and what is in them, but are not called so.
+
+    ``index`` is that of ``train`` or, where there is none, of ``root``. Then a single folder called val or test may be
+    a class, such as "valid" beside "invalid".
+    """
+    alike = {
+        folder.name: match.lastgroup
+        for folder in visible(root)
+        if (match := PART_LIKE.fullmatch(folder.name)) and folder.is_dir()
+    }
+    if "train" in alike:
+        for name, part in alike.items():
+            if part not in alike:
+                raise UserError(
+                    f"The folder {printable(root / name)} looks like a part of the data: it must be called {part}, or "
+                    "lie elsewhere."
+                )
+        return
+    nested = [name for name in alike if name in index.nested]
+    if not index.has_parts_alone and (len(nested) > 1 or "train" in [alike[name] for name in nested]):
+        raise UserError(
+            f"The folder {printable(root)} has no folder train, but {' and '.join(nested)} "
+            f"look{'s' if len(nested) == 1 else ''} like parts of the data: parts must be called train, val and test, "
+            "and classes otherwise."
+        )
+
+
+def note_nested(index: FolderIndex) -> str:
+    """The sentence that says which class folders have pictures only in the folders in them."""
+    named = [f"{printable(name)} ({first_few(inner)})" for name, inner in index.nested.items()]
+    plural = "s" if len(named) > 1 else ""
+    return (
+        f"The class folder{plural} {first_few(named)} ha{'ve' if plural else 's'} pictures only in deeper folders, "
+        "which are no classes."
+    )
+
+
+def first_few(names: list[str]) -> str:
+    """Some names, and how many more there are."""
+    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
+    return ", ".join(map(printable, names[:NUM_NAMED])) + more
+
+
+def parts_alone(root: Path, index: FolderIndex) -> tuple[tuple[str, ...], PictureSet, dict[str, PictureSet]]:
     """The classes of val and test together, no training pictures, and the part of each of the two that is there."""
-    paths = [file.split("/") for file in index_folder(root).files]
-    classes = tuple(sorted({name for _, name, *_ in paths}))
-    parts = {part: labelled_pictures(root / part, classes)[1] for part in sorted({part for part, *_ in paths})}
+    classes = tuple(sorted({name for names in index.nested.values() for name in names}))
+    parts = {part: labelled_pictures(root / part, index_folder(root / part), classes)[1] for part in index.nested}
     return classes, PictureSet([], np.empty(0, np.int64)), parts
 
 
-def labelled_pictures(root: Path, classes: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], PictureSet]:
+def labelled_pictures(
+    root: Path, index: FolderIndex, classes: tuple[str, ...] | None = None
+) -> tuple[tuple[str, ...], PictureSet]:
     """The classes of a folder of class folders, those given or else those that have pictures, sorted; its pictures.
 
-    Raises ``ValueError`` for pictures of other classes than those given, none at all, or a single class.
+    Pictures of other classes than those given are left out. Raises ``ValueError`` for no pictures at all, or a single
+    class where none are given.
     """
-    index = index_folder(root)
-    by_class: dict[str, list[Path]] = {}
-    for file in index.files:
-        name, slash, _ = file.partition("/")
-        if slash:  # a picture beside the class folders has no class
-            by_class.setdefault(name, []).append(root / file)
+    if index.files and not index.by_class:
+        raise no_class_folders(root, index)
     if classes is None:
-        classes = check_classes(root, by_class, index)
-    strangers = sorted(by_class.keys() - set(classes))
-    if strangers:
-        raise UserError(
-            f"The folder {printable(root)} has the class {printable(strangers[0])!r}, which the training pictures do "
-            "not have."
-        )
-    if not by_class:
+        classes = check_classes(root, index)
+    if not index.by_class:
         raise UserError(f"The folder {printable(root)} has no pictures of the classes {', '.join(classes)}.")
-    files = [file for name in classes for file in by_class.get(name, ())]
-    labels = np.repeat(np.arange(len(classes)), [len(by_class.get(name, ())) for name in classes])
+    files = [root / file for name in classes for file in index.by_class.get(name, ())]
+    labels = np.repeat(np.arange(len(classes)), [len(index.by_class.get(name, ())) for name in classes])
     return classes, PictureSet(files, labels)
 
 
-def check_classes(root: Path, by_class: dict[str, list[Path]], index: FolderIndex) -> tuple[str, ...]:
+def strange_classes(root: Path, index: FolderIndex, classes: tuple[str, ...]) -> list[str]:
+    """A sentence for each class of a part that is none of the training pictures' classes."""
+    return [
+        f"The folder {printable(root)} has the class {printable(name)!r}, which the training pictures do not have."
+        for name in sorted(index.by_class.keys() - set(classes))
+    ]
+
+
+def no_class_folders(root: Path, index: FolderIndex) -> UserError:
+    """What is wrong with a folder whose pictures lie directly in it."""
+    data = data_folder(root)
+    hint = f"did you mean {printable(data)!r}?" if data is not None else "it must hold one folder per class."
+    if root.name in ("train", "val", "test"):
+        hint = f"a folder called {root.name} must hold one folder per class."
+    return UserError(
+        f"The folder {printable(root)} has no class folders, its {len(index.files)} pictures lie directly in it: {hint}"
+    )
+
+
+def data_folder(class_folder: Path) -> Path | None:
+    """The folder of class folders that a folder of pictures seems to belong to; None if no other has pictures."""
+    if class_folder.name in ("", ".."):
+        class_folder = class_folder.resolve()
+    above = class_folder.parent
+    if not any(has_pictures(folder) for folder in visible(above) if folder.name != class_folder.name):
+        return None
+    return above.parent if above.name in ("train", "val", "test") else above
+
+
+def visible(folder: Path) -> list[Path]:
+    """What lies in a folder and is not hidden, sorted; nothing if it cannot be read."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:
+        return []
+
+
+def has_pictures(folder: Path) -> bool:
+    """Whether a picture lies directly in a folder."""
+    try:
+        with os.scandir(folder) as found:
+            return any(PurePath(entry.name).suffix.lower() in SUFFIXES for entry in found)
+    except OSError:
+        return False
+
+
+def check_classes(root: Path, index: FolderIndex) -> tuple[str, ...]:
     """The folders that have pictures, sorted; the log names those that have none."""
+    by_class = index.by_class
     empty = sorted({path.partition("/")[0] for path in index.folders if path} - by_class.keys())
     if empty and by_class:
         LOGGER.warning(
@@ -213,9 +332,12 @@ def check_classes(root: Path, by_class: dict[str, list[Path]], index: FolderInde
             f"The folder {printable(root)} has no pictures: it must hold one folder per class with {endings} files."
         )
     if len(by_class) == 1:
+        [name] = by_class
+        inner = index.nested.get(name, [])
+        hint = f"; did you mean {printable(root / name)!r}, which holds {first_few(inner)}?" if len(inner) > 1 else "."
         raise UserError(
-            f"The folder {printable(root)} has pictures of one class only, {printable(next(iter(by_class)))!r}: at "
-            "least two are needed."
+            f"The folder {printable(root)} has pictures of one class only, {printable(name)!r}: at least two are "
+            f"needed{hint}"
         )
     return tuple(sorted(by_class))
 

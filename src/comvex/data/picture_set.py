@@ -123,6 +123,10 @@ class DataSet:
 
     class_ids: tuple[str, ...] = ()
     """The folders' names where ``classes`` are more readable ones (WordNet ids of ImageNet); else empty."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what may not be meant so: why pictures have several labels, folders that are no classes."""
+    problems: tuple[str, ...] = ()
+    """Sentences on pictures that were left out because no training picture has their class."""
 
     @property
     def multi_label(self) -> bool:
