@@ -18,7 +18,7 @@ from commands import Command
 from comvex import run_folder
 from comvex.data.sources import open_data
 from comvex.files import read_table
-from comvex.study.carry_out import carry_out, duration, progress_line
+from comvex.study.carry_out import carry_out, count_pictures, duration, progress_line
 from comvex.study.plan import Study
 from comvex.study.results import RUNS
 from comvex.training import trainer
@@ -211,6 +211,23 @@ def test_data_without_test_pictures_or_with_several_labels_are_refused(tmp_path)
     with pytest.raises(ValueError, match="has no test pictures: a study needs some"):
         carry_out(study, tmp_path / "two")
     assert not (tmp_path / "two").exists()
+
+
+def test_fractions_that_leave_no_pictures_are_refused_with_the_smallest_that_would_do(tmp_path):
+    for label in ("dark", "bright"):
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        for number in range(40):
+            Image.new("L", (8, 8), number + 200 * (label == "bright")).save(
+                tmp_path / "pictures" / label / f"{number}.png"
+            )
+    recipe = Recipe(data=str(tmp_path / "pictures"))
+    message = (
+        r"^fractions has 0\.01: .* 58 pictures to train on and 6 to validate, .*fraction must be at least 0\.167\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        carry_out(Study("sample-efficiency", recipe, (0.01, 0.1, 1.0), (0,)), tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+    assert count_pictures(Study("sample-efficiency", recipe, (0.167, 1.0), (0,))) == 58
 
 
 def test_the_line_between_runs_tells_the_time_left(undisturbed, tmp_path):

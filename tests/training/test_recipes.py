@@ -1,9 +1,11 @@
 """The recipes by name: the paper's figures, how the command line finds them, and what a dry run shows."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from comvex.cli import main, parse
@@ -12,6 +14,7 @@ from comvex.convit import ConViTWithLinearClassifier
 from comvex.data.sources import open_data
 from comvex.training.build import build_config, build_optimizer, build_schedule
 from comvex.training.recipes import RECIPES
+from made_pictures import shape_pictures
 
 
 @pytest.mark.parametrize(
@@ -54,6 +57,14 @@ def test_the_papers_schedule_warms_up_falls_and_cools_down():
     assert rate(5) == pytest.approx(1e-3)
     assert rate(152.5) == pytest.approx((1e-3 + 1e-5) / 2)
     assert rate(300) == rate(309) == pytest.approx(1e-5)
+
+
+def test_a_run_of_one_step_has_the_peak_and_no_complaint_of_timms(caplog):
+    recipe = dataclasses.replace(RECIPES["small-data"](None).recipe, learning_rate=1e-3, steps=1)
+    optimizer = build_optimizer(torch.nn.Linear(2, 2), recipe)
+    build_schedule(optimizer, recipe, 100).step_update(0)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+    assert caplog.messages == []
 
 
 def test_a_layers_learning_rate_falls_towards_the_pictures():
@@ -117,6 +128,12 @@ def test_a_dry_run_shows_the_recipe_and_draws_but_trains_nothing(tmp_path, capsy
             assert picture.width > 400
             dark = np.asarray(picture.convert("L")) < 128
             assert dark.mean() > 0.005, name
+
+
+def test_a_dry_run_says_why_pictures_have_several_labels(tmp_path, capsys):
+    table = shape_pictures(tmp_path / "shapes", num=40)
+    assert main(["train", "--data", str(table), "--dry-run", "--out", str(tmp_path / "run")]) == 0
+    assert f"  {table} is multi-label, because row " in capsys.readouterr().out
 
 
 def test_smoke_has_every_source_of_randomness_on():

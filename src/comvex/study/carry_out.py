@@ -126,7 +126,11 @@ def count_pictures(study: Study) -> int:
             f"The data set {recipe.data} has no test pictures: a study needs some that chose nothing, in a folder test "
             "beside train, or all pictures in one folder, a fifth of which is then the test."
         )
-    open_data(recipe.data, val_fraction=recipe.val_fraction, fraction=min(study.fractions))  # says if that is too few
+    smallest = min(study.fractions)
+    try:
+        open_data(recipe.data, val_fraction=recipe.val_fraction, fraction=smallest)
+    except UserError as error:
+        raise UserError(f"fractions has {smallest:g}: {error}") from error
     return len(data.train)
 
 
