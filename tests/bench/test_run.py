@@ -1,8 +1,10 @@
 """The report of a benchmark: its rounds, its figures, its files, and the command. No time is asserted."""
 
+import errno
 import functools
 import json
 import math
+import os
 import sys
 
 import pytest
@@ -247,12 +249,32 @@ def test_the_command_measures_and_prints_one_object(monkeypatch, capsys, tmp_pat
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(FILES)
 
 
+def test_what_was_measured_is_printed_even_if_it_cannot_be_written(monkeypatch, capsys, tmp_path):
+    def full(report, out):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / "bench.json"))
+
+    monkeypatch.setattr("comvex.bench.run.gemm_peak", lambda device, sides: 1e9)
+    monkeypatch.setattr("comvex.bench.report.write_report", full)
+    arguments = ["--size", "32", "--batch-size", "1", "--mode", "inference", "--against", "--rounds", "7"]
+    assert main(["bench", *arguments, "--threads", "1", "--out", str(tmp_path / "out"), "--json"]) == 2
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["rows"]
+    assert "bench.json cannot be read or written: No space left on device." in captured.err
+
+
 def test_mistakes_are_answered_by_one_sentence(capsys, tmp_path):
     (tmp_path / "bench.md").write_text("kept")
+    (tmp_path / "file").write_text("")
     for arguments, said in (
         (["--rounds", "3"], "rounds is 3: it must be a whole number of at least 7."),
         (["--size", "225"], "image_size is 225"),
         (["--grow", "--size", "224"], "size and grow are both given"),
+        (["--size"], "size is empty: at least one value is needed."),
+        (["--size", "32", "64", "64"], "size has 64 more than once: each value must be given once."),
+        (["--preset"], "preset is empty"),
+        (["--runtime", "eager", "eager"], "runtime has eager more than once"),
+        (["--against", "plain_vit", "plain_vit"], "against has plain_vit more than once"),
+        (["--out", str(tmp_path / "file" / "out")], "cannot be written to (Not a directory): choose another --out."),
         (["--threads", "0"], "threads is 0"),
         (["--preset", "ConViT_X"], "There is no preset 'ConViT_X'"),
         (["--out", str(tmp_path)], "is there already: --overwrite replaces it."),

@@ -81,13 +81,16 @@ def make_plan(
 ) -> Plan:
     """All combinations of what is given: ``config_of`` names a size of the model, with its configs at picture sizes.
 
-    Raises ``ValueError`` for a list without values, what is not known or not installed, and if no combination exists.
+    Raises ``ValueError`` for a list without values or with one twice, what is not known or not installed, and if no
+    combination exists.
     """
     check_integer("batch_size", batch_size, at_least=1)
-    given = {"preset": config_of, "mode": modes, "runtime": runtimes, "precision": precisions}
-    for name, values in given.items():
-        if not values:
-            raise UserError(f"{name} is empty: at least one value is needed.")
+    check_list("preset", list(config_of))
+    for configs in config_of.values():
+        check_list("size", [config.image_size for config in configs])
+    for name, values in {"mode": modes, "runtime": runtimes, "precision": precisions}.items():
+        check_list(name, values)
+    check_list("against", against, may_be_empty=True)
     for runtime in runtimes:
         check_known("runtime", runtime, Runtime)
         check_installed(packages_of([runtime]), what=f"runtime is {runtime!r}")
@@ -135,6 +138,15 @@ def packages_of(runtimes: Iterable[Runtime], precisions: Iterable[Precision] = (
     """Packages beyond PyTorch and timm that these runtimes and precisions need."""
     needed = [package for runtime in runtimes for package in PACKAGES.get(runtime, ())]
     return needed + ["nncf"] * any(precision in QUANTISED for precision in precisions)
+
+
+def check_list(name: str, values: Sequence[object], *, may_be_empty: bool = False) -> None:
+    """Raises ``ValueError`` if there is no value, or one twice: it would count double where a line is fitted."""
+    if not values and not may_be_empty:
+        raise UserError(f"{name} is empty: at least one value is needed.")
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
+        raise UserError(f"{name} has {twice} more than once: each value must be given once.")
 
 
 def check_known(name: str, value: str, allowed: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from comvex.bench.machine import describe_in_words
 from comvex.bench.names import CONTESTANT_NAMES, RUNTIME_NAMES
 from comvex.errors import UserError
-from comvex.files import write_text
+from comvex.files import check_writable, write_text
 from comvex.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure
 
 FILES = ("bench.md", "bench.json", "ratios.png", "times.png")
@@ -25,10 +25,14 @@ LINES = ("-", "--", ":", "-.")
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
-    """Raises ``ValueError`` if the folder holds a report that is not to be replaced, before anything is measured."""
+    """Raises ``ValueError`` if a folder holds a report that is not to be replaced, or cannot be written to.
+
+    To be called before anything is measured.
+    """
     there = [name for name in FILES if (out / name).exists()]
     if there and not overwrite:
         raise UserError(f"{out / there[0]} is there already: --overwrite replaces it.")
+    check_writable(out)
 
 
 def write_report(report: dict[str, Any], out: Path) -> None:

@@ -32,7 +32,7 @@ class Bench:
     preset: tuple[str, ...] = ("ConViT_Ti",)
     """Sizes of the model: ConViT_Ti, ConViT_Ti_plus, ConViT_S, ConViT_S_plus, ConViT_B, ConViT_B_plus."""
     size: Annotated[tuple[int, ...] | None, DEFAULT_TOLD] = None
-    """Sides of the square pictures in pixels, multiples of 16. Default: 224."""
+    """Sides of the square pictures in pixels, multiples of 16, each once. Default: 224."""
     grow: bool = False
     """Measure at 224, 384, 448, 768 and 1024 pixels, and fit how the cost grows with the picture."""
     batch_size: int = 16
@@ -64,7 +64,7 @@ class Bench:
             raise UserError("size and grow are both given: grow measures at sizes of its own.")
         from comvex.bench.plan import make_plan, preset_configs
 
-        sizes = GROWING_SIZES if self.grow else self.size or (224,)
+        sizes = GROWING_SIZES if self.grow else (224,) if self.size is None else self.size
         plan = make_plan(
             preset_configs(self.preset, sizes),
             batch_size=self.batch_size,
@@ -86,7 +86,8 @@ class Bench:
             device=self.device,
             command=shlex.join(["comvex", *sys.argv[1:]]),
         )
+        # First, since what follows may find the disk full
+        print(json.dumps(report) if self.json else to_markdown(report), end="\n" if self.json else "", flush=True)
         if self.out is not None:
             write_report(report, self.out)
-        print(json.dumps(report) if self.json else to_markdown(report), end="\n" if self.json else "")
         return 0
