@@ -36,8 +36,9 @@ FRACTIONS: dict[str, tuple[float, ...]] = {
 
 SWITCHES = ("use_gpsa", "train_gates", "convolutional_init", "freeze_positional")
 
-PLATEAU_FRACTION = 0.1
-"""Up to this share of the pictures runs are longer, to bring their validation curves to their plateaus: ..."""
+PLATEAU_FRACTION = 0.3
+"""Up to this share of the pictures runs are longer, to bring their validation curves to their plateaus: ConViT's of up
+to a tenth, and those of the plain ViT that has up to three times the pictures, with which it is compared; ..."""
 PLATEAU_LENGTH = 2
 """... they take that many times the epochs, down to the lowest learning rate. To end a run where its figure has not
 risen for a while would end it by luck: few pictures leave few for validation, and much is learnt while the learning
@@ -79,7 +80,7 @@ class Study:
     seeds: tuple[int, ...]
     stretch: float = 1.0
     """Epochs of a fraction are multiplied by (1 / fraction) to this power: 1, as in the paper, gives every fraction as
-    many steps, and twice that up to 10 %; less saves time where few pictures are learnt sooner."""
+    many steps, and twice that up to 30 %; less saves time where few pictures are learnt sooner."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.stretch <= 1:
