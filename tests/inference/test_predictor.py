@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import comvex
+from comvex.data.reading import read_picture
 from comvex.data.sources import open_data
 
 
@@ -54,6 +55,35 @@ def test_any_size_and_mode_of_picture_is_taken(small_run):
         for size in ((1, 1), (3, 200), (500, 300)):
             [answer] = predictor.predict(Image.new("L", size, 77).convert(mode))
             assert sum(entry.probability for entry in answer) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "L", "I;16"])
+def test_transform_gives_what_predict_asks_the_model(mode, small_run, tmp_path):
+    predictor, file = comvex.load(small_run), tmp_path / "picture.png"
+    values = np.random.default_rng(0).integers(0, 256, (20, 12, 3), dtype=np.uint8)
+    picture = (
+        Image.fromarray(values).convert("L").convert(mode) if mode == "I;16" else Image.fromarray(values).convert(mode)
+    )
+    picture.save(file)
+    expected = predictor.preprocessing.transform()(read_picture(file, channels=1))
+    for form in (file, Image.open(file), picture):
+        assert torch.equal(predictor.transform(form), expected)
+    [answer] = predictor.predict(file, top=1)
+    with torch.no_grad():
+        probability = predictor.model(predictor.transform(picture)[None]).softmax(dim=1).max()
+    assert answer[0].probability == pytest.approx(float(probability), abs=1e-6)
+
+
+def test_a_pillow_picture_is_turned_as_its_file_is(small_run, tmp_path):
+    predictor, file = comvex.load(small_run), tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held upright by a camera that writes its rows on their side
+    ramp = np.linspace(0, 255, 16 * 16, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(ramp).save(file, exif=exif)
+    with Image.open(file) as picture:
+        assert torch.equal(predictor.transform(picture), predictor.transform(file))
+        assert not torch.equal(predictor.transform(picture), predictor.transform(np.asarray(picture)))
+        assert picture.getexif()[0x0112] == 6, "the picture itself stays as it is"
 
 
 def test_what_is_no_picture_is_refused(small_run):

@@ -27,7 +27,7 @@ class Explain:
 
     source: Source
     pictures: Pictures
-    """Picture files (required, but for convit_fashion_mnist, which has ten of its own)."""
+    """Picture files, or folders of them (required, but for convit_fashion_mnist, which has ten of its own)."""
     out: Path
     """Folder for report.html, the figures as PNGs and heads.csv."""
     layer: Annotated[tuple[int, ...], DEFAULT_TOLD] = ()
@@ -64,7 +64,7 @@ class Explain:
         )
         print(json.dumps(found) if self.json else describe(found))
         for problem in found["unreadable"]:
-            print(problem, file=sys.stderr)
+            print(f"comvex: {problem}", file=sys.stderr)
         return 2 if found["unreadable"] else 0
 
 

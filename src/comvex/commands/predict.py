@@ -13,15 +13,17 @@ from comvex.commands.options import ConfigFile, Pictures, Source, given_or_packa
 class Predict:
     """Say what is on pictures: the most probable classes of each, with their probabilities.
 
-    Takes picture files of any size; grey, 16-bit grey, RGB, transparent, CMYK, turned by EXIF.
+    Takes picture files of any size; grey, 16-bit grey, RGB, transparent, CMYK, turned by EXIF. A folder stands for the
+    picture files in it and in its folders.
 
       comvex predict runs/mine photo.jpg
+      comvex predict runs/mine holidays/
       comvex predict convit_fashion_mnist     # a model and ten pictures that are part of comvex
     """
 
     source: Source
     pictures: Pictures
-    """Picture files (required, but for convit_fashion_mnist, which has ten of its own)."""
+    """Picture files, or folders of them (required, but for convit_fashion_mnist, which has ten of its own)."""
     top: int = 5
     """How many classes to tell for each."""
     config: ConfigFile = None
@@ -48,5 +50,5 @@ class Predict:
                 for entry in classes:
                     print(f"  {100 * entry['probability']:6.2f} %  {entry['label']}")
         for problem in problems:
-            print(problem, file=sys.stderr)
+            print(f"comvex: {problem}", file=sys.stderr)
         return 2 if problems else 0

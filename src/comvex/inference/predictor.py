@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from comvex.convit.config import ConViTConfig
@@ -39,9 +39,9 @@ class Prediction:
 class Predictor(Generic[Model]):
     """A model with the preprocessing and the labels that belong to it.
 
-    ``model`` is the network, or an exported file as one; ``transform`` maps what ``read`` gives to its input tensor,
-    ``labels`` are the classes in the order of the logits, ``preprocessing`` says what the transform does,
-    ``multi_label`` whether a picture may have none or several of the classes.
+    ``model`` is the network, or an exported file as one; ``labels`` are the classes in the order of the logits,
+    ``preprocessing`` says what ``transform`` does, ``multi_label`` whether a picture may have none or several of the
+    classes.
     """
 
     def __init__(
@@ -55,7 +55,6 @@ class Predictor(Generic[Model]):
     ) -> None:
         self.model = model.eval().to(device)
         self.preprocessing = preprocessing
-        self.transform = preprocessing.transform()
         self.labels = tuple(labels)
         self.task = choose_task(multi_label=multi_label)
         self.device = device
@@ -66,13 +65,16 @@ class Predictor(Generic[Model]):
 
         Takes a file, a Pillow picture, or an array (height, width) or (height, width, channels), of bytes or 16-bit
         grey, at full depth of any integers or floats.
-        Raises ``ValueError`` if it is none of these or cannot be read.
+        A file and a Pillow picture are turned as their EXIF orientation says. Raises ``ValueError`` if it is none of
+        these or cannot be read.
         """
         channels = self.preprocessing.channels
         if not isinstance(picture, Picture):
             raise UserError(
                 f"A picture of type {type(picture).__name__}: it must be a file, a Pillow picture or an array."
             )
+        if isinstance(picture, Image.Image):
+            picture = ImageOps.exif_transpose(picture)
         if self.preprocessing.full_depth:
             if isinstance(picture, str | Path):
                 return read_values(picture, channels=channels)
@@ -89,13 +91,17 @@ class Predictor(Generic[Model]):
                 ) from error
         return to_channels(picture, channels=channels)
 
+    def transform(self, picture: Picture) -> Tensor:
+        """The model's input for a picture of any kind that ``read`` takes: (channels, height, width), normalised."""
+        return self.preprocessing.transform()(self.read(picture))
+
     @torch.inference_mode()
     def probabilities(self, pictures: Iterable[Picture]) -> Tensor:
         """The probability of every class for every picture: (num_pictures, num_classes), on the CPU.
 
         Each row sums to one, unless the model is multi-label: then every class is a yes or no of its own.
         """
-        inputs = torch.stack([self.transform(self.read(picture)) for picture in pictures])
+        inputs = torch.stack([self.transform(picture) for picture in pictures])
         return self.task.probabilities(self.model(inputs.to(self.device)).float()).cpu()
 
     def predict(
