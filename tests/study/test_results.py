@@ -3,13 +3,18 @@
 import dataclasses
 import math
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import tyro
+from matplotlib.figure import Figure
 
 from comvex.commands.study import RunStudy
+from comvex.study import figures
 from comvex.study.picture_factor import Factor
-from comvex.study.plan import Study
+from comvex.study.plan import Study, length
 from comvex.study.report import accuracy_table, command, comparison_table, method_lines, write_report
 from comvex.study.results import Result, compare, summarise
 from comvex.training.recipe import Architecture, Recipe
@@ -83,6 +88,36 @@ def test_a_run_that_still_rises_is_told_from_one_at_its_plateau():
     assert "ended 1 of these 2 runs before their last step" in text
 
 
+@pytest.mark.parametrize("stretch", [0.0, 0.3, 1.0])
+def test_the_report_says_how_many_steps_a_fraction_has(stretch):
+    study = Study("sample-efficiency", Recipe(steps=600), (0.5, 1.0), (0,), stretch=stretch)
+    steps = length(study.recipe, 0.5, 1000, stretch=stretch)["steps"]
+    told = {
+        0.0: "A fraction's steps are 600 times fraction.",
+        0.3: "A fraction's steps are 600 times fraction to the power 0.7.",
+        1.0: "Every fraction has 600 steps.",
+    }
+    assert steps == {0.0: 300, 0.3: round(600 * 0.5**0.7), 1.0: 600}[stretch]
+    assert told[stretch] in (text := words(study, RESULTS))
+    assert "epochs are those" not in text
+    by_epochs = dataclasses.replace(study, recipe=Recipe(epochs=3))
+    assert "A fraction's epochs are those of all pictures times (1 / fraction)" in words(by_epochs, RESULTS)
+
+
+def test_no_curve_ends_at_the_edge_of_its_panel(tmp_path, monkeypatch):
+    drawn = Figure()
+
+    @contextmanager
+    def kept(*_, **__) -> Iterator[Figure]:
+        yield drawn
+
+    monkeypatch.setattr(figures, "new_figure", kept)
+    late = [dataclasses.replace(each, curve=((9_990, 50.0), (10_000, 60.0))) for each in RESULTS]
+    figures.draw_learning_curves(late, tmp_path / "curves.png", title="late")
+    panels = [axes for axes in drawn.axes if axes.get_title(loc="left") or axes.get_title()]
+    assert [axes.get_xlim() for axes in panels] == [(0, pytest.approx(10_500))] * 2
+
+
 def test_the_tables_say_what_was_found():
     lines = comparison_table(summarise(RESULTS), compare(RESULTS))
     assert lines[2] == "| 100 (10 %) | 60.00 ± 1.41 (2) | 50.00 ± 0.00 (2) | +20.0 | 2.99 | 2.82, 3.16 |"
@@ -99,9 +134,10 @@ def test_the_command_in_the_report_gives_the_study_again():
         data="my pictures", steps=5, learning_rate=1e-3, clip_norm=None, model=Architecture(image_size=(16, 8), dim=32)
     )
     study = Study("ablation", recipe, (0.1, 1.0), (0, 7), stretch=0.7)
-    program, name, *arguments = shlex.split(command(study))
+    program, name, *arguments = shlex.split(command(study, Path("studies/my own")))
     assert (program, name) == ("comvex", "study")
     again = tyro.cli(RunStudy, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    assert again.out == Path("studies/my own")
     assert Study(again.kind, again.recipe, again.fractions, again.seeds, again.stretch) == study
 
 

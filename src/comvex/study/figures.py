@@ -140,12 +140,14 @@ def draw_learning_curves(results: Sequence[Result], file: Path, *, title: str) -
     with new_figure(file, size=(2.0 + 3.0 * columns, 0.8 + 3.0 * rows)) as figure:
         panels = [figure.add_subplot(rows, columns, place + 1) for place in range(len(fractions))]
         for axes, fraction in zip(panels, fractions, strict=True):
+            last = 0
             for result in results:
                 if result.fraction == fraction:
+                    last = max(last, result.curve[-1][0])
                     steps, top1 = zip(*result.curve, strict=True)
                     axes.plot(steps, top1, color=colours[result.architecture], linewidth=1, alpha=0.7)
                     axes.plot(steps[-1], top1[-1], "o", color=colours[result.architecture], markersize=4)
-            axes.set(title=f"{100 * fraction:g} % of the pictures", xlabel="training steps", xlim=(0, None))
+            axes.set(title=f"{100 * fraction:g} % of the pictures", xlabel="training steps", xlim=(0, 1.05 * last))
             axes.set_ylabel("validation top-1, %")
             axes.grid(alpha=0.25)
         handles = [figure.axes[0].plot([], [], color=colour)[0] for colour in colours.values()]

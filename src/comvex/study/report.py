@@ -35,7 +35,7 @@ def write_report(study: Study, runs: Sequence[PlannedRun], out: Path, *, draw: b
         write_tables(results, out)
         if draw:
             write_figures(study, results, summaries, comparisons, out)
-        text = "\n".join(report_lines(study, runs, results, summaries, comparisons))
+        text = "\n".join(report_lines(study, runs, results, summaries, comparisons, out))
         write_text(out / REPORT, text + "\n")
     return {
         "study": study.kind,
@@ -85,6 +85,7 @@ def report_lines(
     results: Sequence[Result],
     summaries: Sequence[Summary],
     comparisons: Sequence[Comparison],
+    out: Path,
 ) -> list[str]:
     hours = sum(result.seconds for result in results) / 3600
     heading = {"sample-efficiency": "Sample efficiency", "ablation": "Ablation"}[study.kind]
@@ -101,7 +102,7 @@ def report_lines(
         *method_lines(study, results, summaries),
         "",
         "```bash",
-        command(study),
+        command(study, out),
         "```",
         "",
     ]
@@ -168,8 +169,7 @@ def method_lines(study: Study, results: Sequence[Result], summaries: Sequence[Su
         "decides the pictures, which are set aside for validation, the initial weights, order and augmentation, and "
         "is the same for all architectures; the pictures of a smaller fraction are among those of a larger one.",
     ]
-    power = "" if study.stretch == 1 else f" to the power {study.stretch:g}"
-    lines.append(f"A fraction's epochs are those of all pictures times (1 / fraction){power}.")
+    lines.append(length_line(study))
     lines += plateau_lines(study, results, summaries)
     if study.kind == "sample-efficiency":
         lines.append(
@@ -178,6 +178,18 @@ def method_lines(study: Study, results: Sequence[Result], summaries: Sequence[Su
             "accuracy."
         )
     return "\n\n".join(lines).splitlines()
+
+
+def length_line(study: Study) -> str:
+    """How long the runs of a fraction are, but for those that are longer; see ``plan.length``."""
+    steps, stretch = study.recipe.steps, study.stretch
+    if steps is None:
+        power = "" if stretch == 1 else f" to the power {stretch:g}"
+        return f"A fraction's epochs are those of all pictures times (1 / fraction){power}."
+    if stretch == 1:
+        return f"Every fraction has {steps} steps."
+    power = "" if stretch == 0 else f" to the power {1 - stretch:g}"
+    return f"A fraction's steps are {steps} times fraction{power}."
 
 
 def plateau_lines(study: Study, results: Sequence[Result], summaries: Sequence[Summary]) -> list[str]:
@@ -208,13 +220,14 @@ def plateau_lines(study: Study, results: Sequence[Result], summaries: Sequence[S
     return lines
 
 
-def command(study: Study) -> str:
-    """The command that does the study again."""
+def command(study: Study, out: Path) -> str:
+    """The command that does the study again, or goes on with it."""
     words = ["comvex", "study", study.kind, "--fractions", *(f"{value:g}" for value in study.fractions)]
     words += ["--seeds", *map(str, study.seeds)]
     if study.stretch != 1:
         words += ["--stretch", f"{study.stretch:g}"]
     words += changed_words(study.recipe.to_dict(), Recipe().to_dict() | {"data": None})  # the data are always named
+    words += ["--out", str(out)]
     return shlex.join(words)
 
 
