@@ -1,5 +1,6 @@
 """The command line as a person meets it: processes, what they print, and how they end."""
 
+import errno
 import json
 import re
 import subprocess
@@ -15,9 +16,12 @@ from PIL import Image
 
 from commands import completed
 from comvex.cli import COMMANDS, main
-from comvex.commands.train import default_out
+from comvex.commands.evaluate import describe_evaluation
+from comvex.commands.runs import Runs
+from comvex.commands.train import default_out, describe_summary
 from comvex.data.augmentation import Augmentation
 from comvex.data.sources import open_data
+from comvex.inference import run_evaluation
 from comvex.training.recipe import Architecture, Recipe
 from made_pictures import shape_pictures
 
@@ -123,7 +127,28 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_still_predict
     done = completed("predict", small_run, bad, good)
     assert done.returncode == 2
     assert str(good) in done.stdout
-    assert done.stderr.strip() == f"The picture {bad} cannot be read: it is in no picture format that Pillow knows."
+    assert (
+        done.stderr.strip()
+        == f"comvex: The picture {bad} cannot be read: it is in no picture format that Pillow knows."
+    )
+
+
+def test_a_folder_stands_for_its_pictures_as_training_finds_them(small_run, tmp_path, capsys, refusal):
+    for name in ("b.png", "a.PNG", "inner/c.png", ".hidden/d.png"):
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / "pictures" / name)
+    (tmp_path / "pictures" / "notes.txt").touch()
+    Image.new("L", (8, 8)).save(tmp_path / "alone.png")
+    expected = [tmp_path / "alone.png", *(tmp_path / "pictures" / name for name in ("a.PNG", "b.png", "inner/c.png"))]
+    given = [str(tmp_path / "alone.png"), str(tmp_path / "pictures")]
+    assert main(["predict", str(small_run), *given, "--json"]) == 0
+    predicted = json.loads(capsys.readouterr().out)
+    assert list(predicted["predictions"]) == [str(file) for file in expected]
+    assert main(["explain", str(small_run), *given, "--out", str(tmp_path / "report"), "--json"]) == 0
+    explained = json.loads(capsys.readouterr().out)
+    assert [entry["picture"] for entry in explained["predictions"]] == [file.name for file in expected]
+    (tmp_path / "empty").mkdir()
+    assert "empty has no pictures: they must end in .bmp, .gif" in refusal("predict", small_run, tmp_path / "empty")
 
 
 def test_mistakes_are_answered_by_one_sentence(small_run, tmp_path, refusal):
@@ -141,9 +166,38 @@ def test_mistakes_are_answered_by_one_sentence(small_run, tmp_path, refusal):
     assert "is no run folder (it has no recipe.json) and has no weights file" in refusal("evaluate", tmp_path)
     assert "no run folder" in refusal("predict", tmp_path / "nowhere", "picture.png")
     assert "no command 'trian': did you mean 'train'" in refusal("trian")
-    assert "No picture is given" in refusal("predict", small_run)
+    assert "no command 'zzz': the commands are train, evaluate" in refusal("zzz")
+    assert "no recipe 'finetune': did you mean 'fine-tune'? The recipes are small-data" in refusal("train", "finetune")
+    assert "no recipe 'zzz': the recipes are" in refusal("train", "zzz", "--help")
+    assert "did you mean comvex data check pets?" in refusal("data", "pets", "--json")
+    assert "No picture is given: name at least one picture file" in refusal("predict", small_run)
+    assert "No picture is given: did you mean 'convit_tiny" in refusal("predict", "convit_tini")
     assert "top is 0" in refusal("predict", small_run, "picture.png", "--top", 0)
     assert "classes are not those of" in refusal("evaluate", small_run, "--data", folder_of_two(tmp_path))
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(small_run, tmp_path, refusal, monkeypatch):
+    file = tmp_path / "t6.csv"
+    file.touch()
+    reason = "(Not a directory): choose another --out."
+    assert refusal("train", "--out", file / "run").endswith(f"run folder {file / 'run'} cannot be made {reason}")
+    monkeypatch.setattr(run_evaluation, "evaluate_parts", None)  # it is not come to
+    assert refusal("evaluate", small_run, "--out", file / "e").endswith(f"{file / 'e'} cannot be written to {reason}")
+    assert refusal("bench", "--size", 32, "--out", file / "b").endswith(f"{file / 'b'} cannot be written to {reason}")
+    dry = file / "dry.dry-run"
+    assert refusal("train", "--out", file / "dry", "--dry-run").endswith(f"{dry} cannot be written to {reason}")
+    assert refusal("study", "ablation", "--data", "digits", "--out", file / "s") == (
+        f"comvex: {file / 's'} cannot be read or written: Not a directory."
+    )
+
+
+def test_what_is_no_matter_of_a_file_keeps_its_traceback(monkeypatch):
+    def lose(command: Runs) -> int:
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    monkeypatch.setattr(Runs, "run", lose)
+    with pytest.raises(ConnectionResetError):
+        main(["runs"])
 
 
 def folder_of_two(root: Path) -> Path:
@@ -216,12 +270,54 @@ def test_a_reader_that_has_seen_enough_is_no_mistake():
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("command", ["explain", "app", "predict", "evaluate", "export", "convert", "bench", "data"])
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (["data"], "usage: comvex data [-h] check DATA"),
+        (["data", "check"], "usage: comvex data check [-h] DATA"),
+        (["study", "ablation"], "usage: comvex study ablation [-h]"),
+        (["train", "--epochs", "1", "paper"], "usage: comvex train paper [-h]"),
+    ],
+)
+def test_the_usage_repeats_the_words_that_were_given(words, usage, capsys):
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    assert capsys.readouterr().out.startswith(usage)
+
+
+def test_what_no_does_is_told_beside_no(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")  # one column
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(re.sub(r"[│\s]+", " ", capsys.readouterr().out).split())
+    for name, told in {
+        "test": "Without a test, the test pictures",
+        "model.no-use-gpsa": "Without GPSA",
+        "model.no-train-gates": "Without training, all gates",
+        "model.no-convolutional-init": "Without convolutional init",
+    }.items():
+        assert f"--{name if '.' in name else f'no-{name}'} {told}" in text
+    assert "(default: True)" not in text
+
+
+def test_top_5_is_told_of_more_than_five_classes(small_run, tmp_path):
+    summary = json.loads((small_run / "summary.json").read_text())
+    assert summary["num_classes"] == 10
+    assert f"top-5 {summary['top5']:.2f} %" in describe_summary(small_run, summary)
+    assert "top-5" not in describe_summary(small_run, summary | {"num_classes": 5})
+    figures = run_evaluation.evaluate_run(small_run, out=tmp_path)
+    assert f"top-5       {figures['top5']:.2f} %" in describe_evaluation(figures)
+    assert "top-5" not in describe_evaluation(figures | {"num_classes": 3})
+
+
+@pytest.mark.parametrize(
+    "command", ["explain", "app", "predict", "evaluate", "export", "convert", "bench", "data", "study"]
+)
 def test_the_help_does_not_say_none_or_nothing_where_the_text_has_told_the_default(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     text = " ".join(re.sub(r"[│\s]+", " ", capsys.readouterr().out).split())
     assert "(default: )" not in text
     assert "(default: None)" not in text
-    if command not in ("bench", "data"):
+    if command not in ("bench", "data", "study"):
         assert "--config FILE" in text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from comvex.commands.data import Data
 from comvex.commands.evaluate import Evaluate
 from comvex.commands.explain import Explain
 from comvex.commands.export import Export
+from comvex.commands.options import no_such
 from comvex.commands.predict import Predict
 from comvex.commands.runs import Runs
 from comvex.commands.study import RunStudy
@@ -73,18 +74,21 @@ def parse(arguments: Sequence[str]) -> Command:
     """The command that the arguments name; leaves by ``SystemExit`` after help or arguments that it does not have."""
     name, *rest = arguments
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"There is no command {name!r}: {hint}The commands are {', '.join(COMMANDS)}.")
-    command = COMMANDS[name]
+        raise no_such("command", name, COMMANDS)
+    command, program = COMMANDS[name], f"comvex {name}"
+    if command is Train:
+        rest = Train.name_first(rest)
+    if command is Data and rest and not rest[0].startswith("-") and rest[0] != "check":
+        raise UserError(f"There is no comvex data {rest[0]}: did you mean comvex data check {rest[0]}?")
     if {"-h", "--help"} & set(rest):
         unwrap_texts(command)
+        # Of the arguments, tyro's usage has those that are still to be given
+        program = " ".join([program, *itertools.takewhile(lambda word: not word.startswith("-"), rest)])
     if command is not Train:
-        return tyro.cli(command, prog=f"comvex {name}", args=rest, config=(FlagCreatePairsOff,))
-    rest = Train.name_first(rest)
+        return tyro.cli(command, prog=program, args=rest, config=(FlagCreatePairsOff,))
     default = Train.default(rest)
     while True:  # until the recipe that was parsed is the one whose values it started from
-        parsed = tyro.cli(Train, prog="comvex train", args=rest, default=default, config=(FlagCreatePairsOff,))
+        parsed = tyro.cli(Train, prog=program, args=rest, default=default, config=(FlagCreatePairsOff,))
         fitting = Train.starting_from(parsed.name, parsed.recipe.model.preset)
         if fitting == default:
             return parsed
@@ -92,7 +96,10 @@ def parse(arguments: Sequence[str]) -> Command:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0, or 2 with one sentence on standard error for what the user got wrong."""
+    """Run a command; returns its exit code: 0, or 2 with one sentence on standard error for what the user got wrong.
+
+    So does a file or folder that the system does not let be read or written.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -108,6 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as the shell has it
+    except OSError as error:
+        if error.filename is None or error.strerror is None:  # no file is to blame, but a connection perhaps
+            raise
+        print(f"comvex: {error.filename} cannot be read or written: {error.strerror}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("comvex: interrupted; an unfinished run goes on when its command is repeated.", file=sys.stderr)
         return 130

@@ -12,12 +12,13 @@ from tyro.conf import arg
 
 
 def unless_none(default: str) -> str:
-    """What the help says of a default, where the text does not say what None, or nothing, means already."""
-    return "" if default in ("None", "") else f"(default: {default})"
+    """What the help says of a default, where the text does not say already what None, nothing, or --no-... means."""
+    return "" if default in ("None", "", "True") else f"(default: {default})"
 
 
 DEFAULT_TOLD = arg(help_behavior_hint=unless_none)
-"""For an argument whose text says what happens if it is left out: the help would add "(default: None)"."""
+"""For an argument whose text says what happens if it is left out, or says what happens without it: the help would add
+"(default: None)", or "(default: True)" beside --no-..."""
 
 
 def unwrap_texts(command: type[Any]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from comvex.commands.options import ConfigFile, Source, read_config
+from comvex.commands.options import ConfigFile, Source, read_config, says_top5
 from comvex.help import DEFAULT_TOLD
 
 MOST_TOLD = 20
@@ -86,7 +86,8 @@ def describe_evaluation(figures: dict[str, Any]) -> str:
     else:
         low, high = figures["top1_interval"]
         lines.append(f"top-1       {figures['top1']:.2f} %  (95 % interval {low:.2f} to {high:.2f} %)")
-        lines.append(f"top-5       {figures['top5']:.2f} %")
+        if says_top5(figures):
+            lines.append(f"top-5       {figures['top5']:.2f} %")
         lines.append(f"balanced    {figures['balanced_top1']:.2f} %  (mean of the classes' top-1)")
     lines += [
         f"calibration {figures['calibration_error']:.2f} %  (expected calibration error, 15 bins; 0 is perfect)",

@@ -36,7 +36,7 @@ class RunStudy:
     options: Annotated[Options, arg(name="")] = field(default_factory=Options)
     out: Annotated[Path | None, DEFAULT_TOLD] = None
     """Folder for the report and the runs. Default: studies/STUDY-DATA."""
-    fractions: tuple[float, ...] = ()
+    fractions: Annotated[tuple[float, ...], DEFAULT_TOLD] = ()
     """Shares of the training pictures. Default: 0.01 0.05 0.1 0.3 1, ablation 0.1 1."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each decides pictures, initial weights, order and augmentation of one run per architecture and fraction."""

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from comvex.commands.options import no_such, says_top5
 from comvex.errors import UserError
 from comvex.help import DEFAULT_TOLD
 from comvex.training.recipe import Options, Recipe
@@ -36,9 +37,7 @@ class Train:
     same command goes on where it was, and once finished it prints the summary again.
     """
 
-    name: Annotated[Positional[Literal["small-data", "fine-tune", "paper", "smoke"]], arg(metavar="RECIPE")] = (
-        "small-data"
-    )
+    name: Annotated[Positional[str], arg(metavar="RECIPE")] = "small-data"
     """Where the values start from, each of which can be changed: small-data, fine-tune, paper or smoke; --help after
     the name shows its values."""
     recipe: Annotated[Recipe, arg(name="")] = field(default_factory=Recipe)
@@ -53,18 +52,24 @@ class Train:
 
     @classmethod
     def starting_from(cls, name: str, preset: str | None) -> Train:
-        """The command as it is when only the recipe's name, and perhaps a preset, is given."""
+        """The command as it is when only the recipe's name, and perhaps a preset, is given.
+
+        Raises ``ValueError`` if there is no recipe of that name.
+        """
+        if name not in RECIPES:
+            raise no_such("recipe", name, RECIPES)
         named = RECIPES[name](preset)
-        return cls(name=name, recipe=named.recipe, options=named.options)  # pyright: ignore[reportArgumentType]
+        return cls(name=name, recipe=named.recipe, options=named.options)
 
     @classmethod
     def default(cls, arguments: Sequence[str]) -> Train:
-        """What the arguments seem to start from, as far as can be told without parsing them; enough for ``--help``."""
-        place = place_of_name(arguments)
+        """What the arguments, name first, seem to start from, as far as can be told without parsing them.
+
+        That is enough for ``--help``. Raises ``ValueError`` if there is no recipe of that name.
+        """
+        named = arguments and not arguments[0].startswith("-")
         presets = [word for last, word in itertools.pairwise(arguments) if last == "--model.preset"]
-        return cls.starting_from(
-            "small-data" if place is None else arguments[place], presets[-1] if presets else None
-        )  # fmt: skip
+        return cls.starting_from(arguments[0] if named else "small-data", presets[-1] if presets else None)
 
     @staticmethod
     def name_first(arguments: Sequence[str]) -> list[str]:
@@ -78,13 +83,19 @@ class Train:
         return [arguments[place], *arguments[:place], *arguments[place + 1 :]]
 
     def run(self) -> int:
-        from comvex.training.ranks import told_rank
-        from comvex.training.stopping import StoppedError
-        from comvex.training.trainer import train
+        from comvex.data.sources import check_name
+        from comvex.run_folder import SUMMARY
 
         if not self.recipe.data:
             raise UserError(f"{self.name} has no data of its own: --data must name a folder, a CSV file or a data set.")
         out = self.out if self.out is not None else default_out(self.recipe)
+        if not (out / SUMMARY).exists():  # a finished run is told of without its data
+            check_name(self.recipe.data)  # before what follows imports PyTorch, which takes seconds
+
+        from comvex.training.ranks import told_rank
+        from comvex.training.stopping import StoppedError
+        from comvex.training.trainer import train
+
         if self.dry_run:
             from comvex.training.dry_run import dry_run
 
@@ -122,10 +133,9 @@ def describe_summary(out: Path, summary: dict[str, Any]) -> str:
         figures = f"mean average precision {summary['mean_average_precision']:.2f} % on {pictures}"
     else:
         low, high = summary["top1_interval"]
-        figures = (
-            f"top-1 accuracy {summary['top1']:.2f} % on {pictures} "
-            f"(95 % interval {low:.1f} to {high:.1f} %), top-5 {summary['top5']:.2f} %"
-        )
+        figures = f"top-1 accuracy {summary['top1']:.2f} % on {pictures} (95 % interval {low:.1f} to {high:.1f} %)"
+        if says_top5(summary):
+            figures += f", top-5 {summary['top5']:.2f} %"
     lines = [
         f"{figures}, loss {summary['loss']:.4f}",
         f"{summary['num_parameters']:,} parameters, {summary['num_training_pictures']} training pictures, "

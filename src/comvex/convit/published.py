@@ -126,8 +126,9 @@ def find_weights(source: str | Path, **download: Any) -> Found:
         return Found(download_from_hub(name, hub_id, **download))
     if len(path.parts) > 1:
         raise UserError(f"There is no run folder or weights file {name}: give the --out folder of a comvex train.")
+    near = hint(name)
     raise UserError(
-        f"There is no run folder, weights file or published model {name!r}: {hint(name)}Published are "
+        f"There is no run folder, weights file or published model {name!r}: {near}{'P' if near else 'p'}ublished are "
         f"{', '.join(NAMES)}; part of comvex is {', '.join(PACKAGED)}."
     )
 

@@ -142,6 +142,7 @@ class Accuracy:
 
     def summary(self) -> dict[str, Any]:
         return {
+            "num_classes": len(self.confusion),
             "top1": self.top1,
             "top1_interval": list(self.top1_interval),
             "top5": self.top5,

@@ -156,6 +156,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, num_picture
         warmup_t=warmup_steps,
         warmup_lr_init=peak / 100 if recipe.warmup_learning_rate is None else recipe.warmup_learning_rate,
         warmup_prefix=True,
+        cycle_decay=0.5,  # nothing, of the only cycle; without it timm would complain of a run of one step
         t_in_epochs=False,
     )
 

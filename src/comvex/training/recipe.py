@@ -50,17 +50,17 @@ class Architecture:
     """Stochastic depth: rate of the last layer."""
     attention_dropout: float = 0.0
     """Rate at which whole attention heads are dropped."""
-    use_gpsa: bool = True
-    """False trains a plain vision transformer instead, the baseline without the convolutional start."""
-    train_gates: bool = True
-    """False freezes all gates half open: content and position have equal parts of each head's attention."""
-    convolutional_init: bool = True
-    """False starts GPSA at random instead of as a convolution."""
+    use_gpsa: Annotated[bool, DEFAULT_TOLD] = True
+    """Without GPSA it is a plain vision transformer, the baseline that has no convolutional start."""
+    train_gates: Annotated[bool, DEFAULT_TOLD] = True
+    """Without training, all gates stay half open: content and position have equal parts of each head's attention."""
+    convolutional_init: Annotated[bool, DEFAULT_TOLD] = True
+    """Without convolutional initialisation GPSA starts at random."""
     init_std: Annotated[float | None, DEFAULT_TOLD] = None
     """Standard deviation of the matrices' start. Default: 1 / sqrt(dim), with which narrow tokens learn faster;
     presets 0.02 as in the paper."""
     freeze_positional: bool = False
-    """True leaves GPSA as it is initialised: of the local layers only norms and feed-forward are trained."""
+    """GPSA stays as it is initialised: of the local layers only norms and feed-forward are trained."""
 
     def __post_init__(self) -> None:
         if isinstance(self.image_size, list):  # from JSON, which has no tuples
@@ -80,9 +80,9 @@ class Recipe:
     """Share of the training pictures to use, stratified by class; groups stay whole."""
     val_fraction: float = 0.1
     """Share of the training pictures set aside for validation, unless the data have a val part."""
-    test: bool = True
-    """False leaves the test pictures alone: the summary is of the validation pictures. For trials that choose a recipe,
-    so that the test has chosen nothing."""
+    test: Annotated[bool, DEFAULT_TOLD] = True
+    """Without a test, the test pictures are left alone and the summary is of the validation pictures: for trials that
+    choose a recipe, so that the test has chosen nothing."""
     split_seed: int = 0
     """Decides which pictures are kept for training, validation and, where the data leave it open, the test."""
     balance: Literal["none", "loss", "sampling"] = "none"
