@@ -419,10 +419,14 @@ def measure(folder: Path, *, rounds: int, share: float) -> dict[str, Any]:
             _, ways = training_ways(files, augmentation)
             report["rows"] += scene_rows(scene, name, timed(ways, pictures=num))
             times = timed(stages(files, augmentation), pictures=num)
-            ends = [statistics.median(times[stage]) for stage in (*STAGES[:2], OURS)]
+            ends = [times[stage] for stage in (*STAGES[:2], OURS)]
+            begins = [[0.0] * rounds, *ends]
             report["stages"] += [
                 {"pictures": scene, "transform": name}
-                | {stage: end - begin for stage, begin, end in zip(STAGES, (0.0, *ends), ends, strict=False)}
+                | {
+                    stage: quartiles([later - earlier for earlier, later in zip(begin, end, strict=True)])
+                    for stage, begin, end in zip(STAGES, begins, ends, strict=False)
+                }
             ]
         _, ways = training_ways(files, AUGMENTATIONS["fine-tune"])
         both = timed({OURS: ways[OURS], "step": step}, pictures=max(2, round(share * BATCH)))
@@ -494,7 +498,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         for row in report["evaluation_differences"]
     ]
     staged = [
-        (row["pictures"], row["transform"], *(f"{row[stage]:.2f}" for stage in STAGES)) for row in report["stages"]
+        (row["pictures"], row["transform"], *(spread(row[stage]) for stage in STAGES)) for row in report["stages"]
     ]
     apart = [
         (row["pictures"], row["transform"], row["reduction"], row["num"], f"{row['largest']:.0f}",
@@ -530,6 +534,8 @@ def to_markdown(report: Mapping[str, Any]) -> str:
                  "pictures a CPU second"), rows,
             ),
             "## Where the time goes in comvex's training, CPU ms a picture",
+            "Each stage is what the way that ends with it takes longer than the one that ends before it, round by "
+            "round: where the quartiles are on both sides of zero, it is less than the rounds scatter.",
             table(("pictures", "transform", *STAGES), staged),
             "## Evaluation: how far from timm's tensors, on the scale from 0 to 255",
             table(("pictures", "way", "largest", "mean"), evaluation),

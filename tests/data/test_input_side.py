@@ -44,6 +44,10 @@ def test_the_benchmark_writes_a_report_of_every_way_and_table(tmp_path):
     assert all(row["worst_mean"] < 1 for row in report["crop_differences"])
     assert [row["workers"] for row in report["loader"]] == [0, 1, 2] * 2
     assert {row["transform"] for row in report["stages"]} == {"small-data", "fine-tune", "paper"}
+    for row in report["stages"]:
+        spreads = [value for value in row.values() if isinstance(value, list)]
+        assert len(spreads) == 3
+        assert all(low <= middle <= high for low, middle, high in spreads)
     assert all(low > 0 for low, _, _ in (row["input_share"] for row in report["step"]))
 
     for said in ("input_side.py --quick --out", "torchvision 0.", report["machine"]["date"], "libjpeg-turbo"):
