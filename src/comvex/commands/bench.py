@@ -11,7 +11,6 @@ from typing import Annotated
 
 from comvex.bench.names import GROWING_SIZES, Mode, Precision, Rival, Runtime
 from comvex.errors import UserError
-from comvex.files import check_writable
 from comvex.help import DEFAULT_TOLD
 
 
@@ -78,7 +77,6 @@ class Bench:
 
         if self.out is not None:
             check_out(self.out, overwrite=self.overwrite)
-            check_writable(self.out)
         report = run_bench(
             plan,
             rounds=self.rounds,
