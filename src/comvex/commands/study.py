@@ -22,7 +22,7 @@ class RunStudy:
       comvex study sample-efficiency --data FOLDER --out studies/mine   # ConViT and a plain ViT on 1 to 100 %
       comvex study ablation --data FOLDER --out studies/parts           # the paper's Table 3
 
-    All runs have the same recipe, whose settings are those of comvex train. Up to 10 % of the pictures a run is twice
+    All runs have the same recipe, whose settings are those of comvex train. Up to 30 % of the pictures a run is twice
     as long, to bring its validation curve to its plateau. The last epoch of each is tested, with --patience the best in
     validation; --select is passed over. Stop it whenever you like and repeat the command to go on;
     the same command in several terminals, or on several machines with one disk, shares the runs out among them.
@@ -42,7 +42,7 @@ class RunStudy:
     """Each decides pictures, initial weights, order and augmentation of one run per architecture and fraction."""
     stretch: float = 1.0
     """Epochs of a fraction are multiplied by (1 / fraction) to this power. 1, as in the paper, gives every fraction as
-    many steps, and twice that up to 10 %; 0.5 is much shorter, where few pictures are learnt sooner."""
+    many steps, and twice that up to 30 %; 0.5 is much shorter, where few pictures are learnt sooner."""
     json: bool = False
     """Print the figures as one JSON object on standard output, and nothing else there."""
 
