@@ -7,26 +7,32 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 import comvex
 from comvex.cli import main
+from comvex.commands.export import describe_export
 from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
 from comvex.convit.weights import WeightsInfo, default_preprocessing, save_weights
+from comvex.data.picture_set import PictureSet
 from comvex.data.sources import open_data
 from comvex.errors import UserError
 from comvex.inference import export_comparison
-from comvex.inference.export import ExportPlan, export_model, parse_axes
-from comvex.inference.export_comparison import check_comparison, compare
-from comvex.inference.export_pictures import comparison_pictures
+from comvex.inference.export import ExportPlan, default_folder, export_model, parse_axes
+from comvex.inference.export_comparison import check_comparison, compare, not_compared
+from comvex.inference.export_pictures import RealPictures, calibration_batches, comparison_pictures
+from comvex.inference.exported import read_exported
 from comvex.inference.programs import trace, with_constant_positions, write_onnx
 from comvex.inference.run_evaluation import evaluate_run
 from made_pictures import shape_pictures
@@ -164,6 +170,88 @@ def test_the_documented_programs_run_as_they_stand_and_name_the_class(folders, s
         assert run_alone(program, tmp_path).strip() == expected.label
 
 
+def weights_of(config: ConViTConfig, folder: Path, **preprocessing: Any) -> Path:
+    """A file of random weights, whose config.json says how pictures are prepared."""
+    torch.manual_seed(0)
+    model = ConViTWithLinearClassifier(config)
+    info = WeightsInfo(config, default_preprocessing(config) | {"crop_pct": 1.0} | preprocessing)
+    save_weights(model, folder / "model.safetensors", info=info)
+    return folder / "model.safetensors"
+
+
+def small(**shape: Any) -> ConViTConfig:
+    return ConViTConfig.ConViT_Ti(dim=24, num_local_layers=1, num_nonlocal_layers=1, **shape)
+
+
+def comvexs_logits(folder: Path, file: Path) -> np.ndarray:
+    exported = comvex.load_exported(folder)
+    return exported.model(exported.transform(exported.read(file))[None]).numpy()
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """Values in [0, 1] (height, width, 3), of another shade at every corner."""
+    rows, columns = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    return np.stack([rows, columns, (rows + np.sin(9 * columns) ** 2) / 2], axis=-1)
+
+
+def test_the_documented_program_prepares_pictures_as_comvex_does(tmp_path, monkeypatch):
+    """Turned by EXIF, transparent, of 16 bits, with another interpolation than the usual one."""
+    weights = weights_of(small(image_size=(32, 48), num_classes=4), tmp_path, interpolation="bilinear")
+    folder = tmp_path / "runs" / "mine" / "exported" / "onnx-float32"
+    export_model(weights, ExportPlan("onnx"), out=folder)
+    monkeypatch.chdir(tmp_path)
+    values = smooth(64, 96)
+    plain = Image.fromarray((255 * values).astype(np.uint8))
+    palette, turned = plain.quantize(16), Image.Exif()
+    turned[274] = 6  # to be turned by 90 degrees
+    opacity = Image.fromarray((255 * values[..., 2]).astype(np.uint8))
+    pictures = {
+        "plain": (plain, {}),
+        "turned": (plain.transpose(Image.Transpose.ROTATE_90), {"exif": turned}),
+        "transparent": (Image.merge("RGBA", (*plain.split(), opacity)), {}),
+        "transparent palette": (palette, {"transparency": 3}),
+        "16 bits": (Image.fromarray((9000 + 900 * values[..., 0]).astype(np.uint16)), {}),
+    }
+    seen = []
+    for name, (picture, options) in pictures.items():
+        picture.save("photo.jpg", format="png", **options)
+        known: dict[str, Any] = {}
+        exec(SNIPPETS["onnx"], known)
+        expected = comvexs_logits(folder, tmp_path / "photo.jpg")
+        np.testing.assert_allclose(known["logits"], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+        seen.append(expected)
+    np.testing.assert_array_equal(seen[0], seen[1])
+    assert all(np.abs(one - seen[0]).max() > 1e-3 for one in seen[2:])  # what is not prepared so would not go unseen
+
+
+def test_the_documented_program_scales_values_of_full_depth_as_comvex_does(tmp_path, monkeypatch):
+    shape = {"channels": 5, "mean": [0.3] * 5, "std": [0.2] * 5, "full_depth": True}
+    weights = weights_of(small(image_size=32, image_channel=5, num_classes=4), tmp_path, **shape)
+    with pytest.raises(UserError, match=r"takes pictures of 5 channels, .* are RGB: --data must name pictures"):
+        export_model(weights, ExportPlan("onnx"))
+    values = np.concatenate([smooth(48, 48), smooth(48, 48)[..., :2] ** 2], axis=-1)
+    arrays = {"integers": (65535 * values).astype(np.uint16), "floats": values.astype(np.float32)}
+    for label, array in arrays.items():
+        for number in range(10):
+            file = tmp_path / "data" / label / f"{number}.tif"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(file, array, photometric="minisblack", planarconfig="contig")
+    folder = tmp_path / "runs" / "mine" / "exported" / "onnx-float32"
+    export_model(weights, ExportPlan("onnx"), out=folder, data=str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save("photo.jpg")
+    with pytest.raises(SystemExit, match="takes all bits and channels"):
+        exec(SNIPPETS["onnx"], {})
+    refusal, use = "if how[", "pictures = (("
+    opened, prepared = SNIPPETS["onnx"].split(refusal)[0], SNIPPETS["onnx"].split(use)[1]
+    for label, array in arrays.items():
+        known: dict[str, Any] = {"array": array}
+        exec(f"{opened}height, width = how['image_size']\n{SNIPPETS['full_depth']}{use}{prepared}", known)
+        expected = comvexs_logits(folder, tmp_path / "data" / label / "0.tif")
+        np.testing.assert_allclose(known["logits"], expected, rtol=1e-3, atol=1e-4)
+    assert known["config"]["input"]["divide_integers_by"] == "the largest of their type"
+
+
 def test_pytorchs_program_needs_no_comvex_and_is_bit_identical(folders, small_run, tmp_path):
     pictures = digits(3, run=small_run, size=(10, 16))
     np.save(tmp_path / "pictures.npy", pictures.numpy())
@@ -248,7 +336,8 @@ def test_constant_positions_change_no_logit_and_not_the_model():
 def test_config_says_what_a_program_needs_to_know(folders, small_run):
     content = json.loads((folders["fixed"] / "config.json").read_text())
     known = comvex.load(small_run)
-    assert content["input"] == {"name": "pictures", "type": "float32", "shape": [4, 1, 8, 8]}
+    expected = {"name": "pictures", "type": "float32", "shape": [4, 1, 8, 8], "divide_integers_by": 255}
+    assert content["input"] == expected
     assert content["output"] == {"name": "logits", "type": "float32", "shape": [4, 10]}
     assert content["labels"] == list(known.labels)
     assert content["preprocessing"]["mean"] == list(known.preprocessing.mean)
@@ -258,6 +347,106 @@ def test_config_says_what_a_program_needs_to_know(folders, small_run):
     content = json.loads((folders["onnx"] / "config.json").read_text())
     assert content["input"]["shape"] == ["batch", 1, "2 * rows", "2 * columns"]
     assert {file.name for file in folders["openvino"].iterdir()} == {"config.json", "model.xml", "model.bin"}
+
+
+def test_open_axes_have_the_names_of_the_config(folders):
+    import onnx
+
+    graph = onnx.load(folders["onnx"] / "model.onnx").graph
+    content = json.loads((folders["onnx"] / "config.json").read_text())
+    for side, [value] in (("input", graph.input), ("output", graph.output)):
+        found = [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        assert found == content[side]["shape"]
+    inside = {axis.dim_param for value in graph.value_info for axis in value.type.tensor_type.shape.dim}
+    assert not [name for name in inside if re.search(r"s\d", name)]
+
+
+def test_calibration_uses_whole_batches_of_what_can_be_read_and_counts_it(folders, tmp_path):
+    info = read_exported(folders["fixed"])  # batches of 4
+    files = [tmp_path / f"{number:02}.png" for number in range(27)]
+    for number, file in enumerate(files):
+        file.write_bytes(b"no picture")
+        if number % 3:
+            Image.fromarray(np.full((8, 8), number, np.uint8)).save(file)
+    pictures = RealPictures("made", PictureSet(files, np.zeros(len(files), np.int64)))
+    found = calibration_batches(pictures, info)
+    assert [batch.shape for batch in found.batches] == [(4, 1, 8, 8)] * 4
+    assert (found.num_pictures, found.num_unreadable) == (16, 9)
+    mean, std = info.preprocessing["mean"], info.preprocessing["std"]
+    shades = [picture.mean() * std[0] + mean[0] for batch in found.batches for picture in batch]
+    assert [round(255 * shade) for shade in shades] == [number for number in range(27) if number % 3][:16]
+    few = RealPictures("made", PictureSet(files[:5], np.zeros(5, np.int64)))
+    with pytest.raises(UserError, match="Of 5 training pictures of made to calibrate on 3 can be read: at least 4"):
+        calibration_batches(few, info)
+
+
+def test_what_this_processor_cannot_compute_in_is_said(folders, reports, monkeypatch):
+    import openvino
+
+    there = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    report = json.loads(reports["int8"])
+    assert bool(report["not_compared"]) is not there
+    content = json.loads((folders["int8"] / "config.json").read_text())
+    assert content["comparison"]["not_compared"] == report["not_compared"]
+    monkeypatch.setattr(export_comparison, "openvino_has_bfloat16", lambda: False)
+    int8 = read_exported(folders["int8"])
+    said = {
+        "int8": "bfloat16, which this processor does not have: what is not int8 was computed in float32",
+        "bfloat16": "bfloat16, which this processor does not have: all was computed in float32",
+        "float32": "",
+    }
+    for precision, expected in said.items():
+        assert not_compared(replace(int8, precision=precision)) == expected
+    assert not_compared(replace(int8, to="torch", precision="bfloat16")) == ""
+    report |= {"not_compared": said["int8"], "calibration_unreadable": 2}
+    lines = describe_export(report).splitlines()
+    assert f"not tested  {said['int8']}" in lines
+    assert "calibrated  on 40 training pictures; 2 cannot be read and were skipped" in lines
+    monkeypatch.setattr(export_comparison, "openvino_has_bfloat16", lambda: True)
+    assert not_compared(int8) == ""
+
+
+def test_a_side_of_one_patch_is_no_open_size(tmp_path):
+    weights = weights_of(small(image_size=16, num_classes=4), tmp_path)
+    with pytest.raises(UserError, match=r"image_size is \(16, 16\): for --dynamic size .* at least 32; --image-size"):
+        export_model(weights, ExportPlan("torch", dynamic=("size",)))
+    report = export_model(weights, ExportPlan("torch", dynamic=("size",), image_size=32))
+    assert Path(report["out"]).name == "model-torch-float32-32x32-any-size"
+    Image.new("RGB", (40, 40)).save(tmp_path / "picture.png")
+    assert main(["predict", report["out"], str(tmp_path / "picture.png")]) == 0
+
+
+def test_what_differs_has_a_folder_of_its_own(tmp_path):
+    def name(source: str, plan: ExportPlan) -> str:
+        return str(default_folder(source, plan, native=(224, 224)))
+
+    plain = ExportPlan("torch", image_size=224)
+    assert name(str(tmp_path), plain) == str(tmp_path / "exported" / "torch-float32")
+    assert name("convit_tiny.fb_in1k", plain) == "exported/convit_tiny.fb_in1k-torch-float32"
+    assert name("hf-hub:owner/name", plain) == "exported/hf-hub-owner-name-torch-float32"
+    shaped = ExportPlan("torch", image_size=(96, 64), batch_size=8)
+    assert name(str(tmp_path), shaped).endswith("/torch-float32-96x64-batch8")
+
+
+def test_what_is_half_written_goes_when_the_process_is_told_to_end(small_run, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "comvex",
+        "export",
+        str(small_run),
+        "--to",
+        "torch",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while not list(tmp_path.iterdir()):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(100) == 143
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_pictures_that_are_no_square_with_several_labels(tmp_path):
@@ -290,6 +479,27 @@ def test_another_size_is_that_of_the_weights_resampled(small_run, tmp_path):
     np.testing.assert_allclose(exported.model(pictures), eager(small_run, pictures), rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="8 x 8 pixels: this model was exported for 16 x 12 alone"):
         exported.model(digits(1, run=small_run))
+
+
+def test_predict_takes_a_size_of_its_own_as_evaluate_does(folders, small_run, tmp_path, capsys):
+    picture = tmp_path / "picture.png"
+    open_data("digits").test.read(3, channels=1).resize((24, 32)).save(picture)
+    known = comvex.load(small_run)
+    [usual] = known.predict(picture, top=1)
+    known.preprocessing = replace(known.preprocessing, image_size=(16, 12))
+    [expected] = known.predict(picture, top=1)
+    assert usual[0].probability != pytest.approx(expected[0].probability, abs=1e-3)
+    for source in (small_run, folders["onnx"]):
+        options = ["--image-size", "16", "12", "--top", "1", "--json"]
+        assert main(["predict", str(source), str(picture), *options]) == 0
+        [[found]] = json.loads(capsys.readouterr().out)["predictions"].values()
+        assert found == {"label": expected[0].label, "probability": pytest.approx(expected[0].probability, abs=1e-5)}
+    for source, size, said in (
+        (folders["fixed"], "16", "exported for 8 x 8 alone"),
+        (small_run, "0", "image_size is (0, 0): each side must be at least 1 pixel."),
+    ):
+        assert main(["predict", str(source), str(picture), "--image-size", size]) == 2
+        assert said in capsys.readouterr().err
 
 
 # Refusals
@@ -344,7 +554,7 @@ def test_weights_without_data_are_compared_on_photographs_and_not_quantised(smal
     report = export_model(weights, ExportPlan("torch"))
     assert report["compared_on"] == "scikit-learn's photographs"
     assert report["num_pictures"] == 2
-    assert Path(report["out"]) == weights.parent / "exported" / "torch-float32"
+    assert Path(report["out"]) == weights.parent / "exported" / "model-torch-float32"
     with pytest.raises(UserError, match="--data must say where some are"):
         export_model(weights, ExportPlan("openvino", precision="int8"), out=tmp_path / "int8")
 
@@ -429,7 +639,9 @@ def test_what_an_exported_model_cannot_do_is_one_sentence(folders, capsys, tmp_p
     assert "cannot be masked" in refusal("evaluate", fixed, "--data", "digits", "--mask-position-embedding")
     assert "device is 'cuda'" in refusal("predict", fixed, str(picture), "--device", "cuda")
     assert "is an exported model" in refusal("explain", fixed, str(picture), "--out", str(tmp_path / "report"))
-    assert "is an exported model" in refusal("export", fixed, "--to", "torch")
+    assert "takes the run or the weights it was made of" in refusal("export", fixed, "--to", "torch")
+    assert main(["predict", f"{fixed}/model.onnx", str(picture)]) == 0
+    capsys.readouterr()
     dynamic = str(folders["onnx"])
     message = refusal("evaluate", dynamic, "--data", "digits", "--image-size", "9")
     assert "each side must be a multiple of 2, and at least 4" in message

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
@@ -17,16 +23,16 @@ from comvex.help import DEFAULT_TOLD
 class Export:
     """Write a trained model as a file for another runtime, checked against the weights on real pictures.
 
+    OUT gets the model's file and a config.json with preprocessing, labels, shapes and checksums. The file needs neither
+    comvex nor PyTorch (but for --to torch): input "pictures" (batch, channels, height, width), float32 and normalised;
+    output "logits" (batch, classes). It is opened again and run on real pictures first; if its logits are further from
+    those of the weights than the precision explains, nothing is written and the exit code is 2.
+
       comvex export runs/mine --to onnx                              # for ONNX Runtime, pictures of the run's size
       comvex export runs/mine --to onnx --dynamic batch,size         # any number of pictures of any size
       comvex export runs/mine --to openvino --precision int8         # the fastest on a CPU with VNNI or AMX
       comvex export convit_tiny.fb_in1k --to openvino --precision bfloat16 --out tiny
       comvex predict runs/mine/exported/onnx-float32 photo.jpg       # ... and comvex evaluate run what was exported
-
-    OUT gets the model's file and a config.json with preprocessing, labels, shapes and checksums. The file needs neither
-    comvex nor PyTorch (but for --to torch): input "pictures" (batch, channels, height, width), float32 and normalised;
-    output "logits" (batch, classes). It is opened again and run on real pictures first; if its logits are further from
-    those of the weights than the precision explains, nothing is written and the exit code is 2.
 
     Needs pip install 'comvex[export]'. Precisions: onnx float32; openvino float32, bfloat16, int8; torch float32,
     bfloat16.
@@ -36,10 +42,12 @@ class Export:
     to: Literal["onnx", "openvino", "torch"]
     """onnx: model.onnx. openvino: model.xml and model.bin. torch: model.pt2, a program of torch.export."""
     out: Annotated[Path | None, DEFAULT_TOLD] = None
-    """Folder to write. Default: RUN/exported/RUNTIME-PRECISION."""
+    """Folder to write. Default: RUN/exported/RUNTIME-PRECISION, or beside a weights file or here for a name
+    exported/NAME-RUNTIME-PRECISION, followed by what is not as by default, such as -224x192, -batch8, -any-size."""
     dynamic: Annotated[str, arg(metavar="batch,size")] = ""
-    """What stays open: batch (any number of pictures), size (any height and width that the patches divide), or both.
-    Default: neither, which is fastest: what depends on the size alone is computed once, while exporting."""
+    """What stays open: batch (any number of pictures), size (any height and width that the patches divide, from two
+    patches on), or both with a comma between them: batch,size. Default: neither, which is fastest: what depends on the
+    size alone is computed once, while exporting."""
     precision: Literal["float32", "bfloat16", "int8"] = "float32"
     """What the runtime computes in."""
     image_size: Annotated[int | tuple[int, int] | None, DEFAULT_TOLD] = None
@@ -68,16 +76,34 @@ class Export:
             batch_size=self.batch_size,
             num_calibration=self.num_calibration,
         )
-        report = export_model(
-            self.source,
-            plan,
-            out=self.out,
-            data=self.data,
-            config=read_config(self.config),
-            overwrite=self.overwrite,
-        )
+        with ending_on_sigterm():
+            report = export_model(
+                self.source,
+                plan,
+                out=self.out,
+                data=self.data,
+                config=read_config(self.config),
+                overwrite=self.overwrite,
+            )
         print(json.dumps(report) if self.json else describe_export(report))
         return 0
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Within it SIGTERM ends the process as an error does, so that what is half written goes; in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)  # as the shell has it
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def describe_export(report: dict[str, Any]) -> str:
@@ -95,8 +121,12 @@ def describe_export(report: dict[str, Any]) -> str:
         lines.append(f"top-1       the same on {report['same_top1']:.1f} % of the pictures")
     else:
         lines.append(f"answers     {report['same_answers']:.1f} % of the classes' yes or no are the same")
+    if report["not_compared"]:
+        lines.append(f"not tested  {report['not_compared']}")
     if "calibrated_on" in report:
-        lines.append(f"calibrated  on {report['calibrated_on']} training pictures")
+        skipped = report["calibration_unreadable"]
+        unread = f"; {skipped} cannot be read and were skipped" if skipped else ""
+        lines.append(f"calibrated  on {report['calibrated_on']} training pictures{unread}")
     if report["why_these_pictures"]:
         lines.append(report["why_these_pictures"])
     return "\n".join(lines)

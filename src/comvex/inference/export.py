@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from comvex.errors import UserError
 from comvex.files import temporary_beside
 from comvex.inference.export_comparison import check_comparison, compare
 from comvex.inference.export_pictures import (
-    RealPictures,
+    Calibration,
     calibration_batches,
     calibration_pictures,
     comparison_pictures,
@@ -110,17 +111,19 @@ def export_model(
 ) -> dict[str, Any]:
     """Export the weights of ``source`` into the folder ``out``, compare the result with them, and say how it went.
 
-    ``out`` is by default exported/RUNTIME-PRECISION in the run. ``data`` has the pictures to compare with and to
-    calibrate on: by default those of the run, else, to compare, those that come with a packaged model or scikit-learn's
-    two photographs. The logits are compared with those of the eager model in float32, on test pictures, of two sizes if
-    the size is open.
+    ``out`` is by default exported/RUNTIME-PRECISION in the run (``default_folder``). ``data`` has the pictures to
+    compare with and to calibrate on: by default those of the run, else, to compare, those that come with a packaged
+    model or scikit-learn's two photographs. The logits are compared with those of the eager model in float32, on test
+    pictures, of two sizes if the size is open.
 
     Raises ``ValueError`` for what cannot be exported, and if the exported model computes something else than the
     weights do by more than its precision explains: then nothing is left of it.
     """
-    folder = out or default_folder(source, plan)
-    check_out(folder, overwrite=overwrite)
+    if is_exported(source):
+        raise UserError(f"{source} is an exported model: comvex export takes the run or the weights it was made of.")
     predictor = load(source, config=config, device="cpu")
+    folder = out or default_folder(source, plan, native=predictor.preprocessing.image_size)
+    check_out(folder, overwrite=overwrite)
     preprocessing = fit_size(predictor, plan)
     if predictor.model.config.num_classes == 0:
         raise UserError(f"The model of {source} has no head, so there are no logits to export.")
@@ -146,13 +149,19 @@ def export_model(
         def tell(text: str) -> None:
             bar.update(task, description=text)
 
-        write_program(predictor.model, info, written, calibration=to_calibrate, tell=tell)
+        calibration = None
+        if to_calibrate is not None:
+            tell(f"reading {len(to_calibrate.pictures)} pictures of {to_calibrate.name}")
+            calibration = calibration_batches(to_calibrate, info)
+        write_program(predictor.model, info, written, calibration=calibration, tell=tell)
         tell("comparing with the weights")
         exported = ExportedModel(info, open_program(written, info.to, info.precision))
         comparison = compare(predictor.model, exported, to_compare, preprocessing)
         check_comparison(comparison, info)
-        calibrated = {"calibrated_on": len(to_calibrate.pictures)} if to_calibrate else {}
-        write_exported(written, info, comparison | calibrated)
+        if calibration is not None:
+            comparison["calibrated_on"] = calibration.num_pictures
+            comparison["calibration_unreadable"] = calibration.num_unreadable
+        write_exported(written, info, comparison)
     return {
         "source": str(source),
         "out": str(folder),
@@ -162,7 +171,6 @@ def export_model(
         "precision": info.precision,
         "input_shape": info.shape,
         **comparison,
-        **calibrated,
     }
 
 
@@ -172,17 +180,19 @@ def export_model(
 def fit_size(predictor: Predictor[ConViTWithLinearClassifier], plan: ExportPlan) -> Preprocessing:
     """The preprocessing for the size asked for; a model for that size alone gets its position embedding at that size.
 
-    Raises ``ValueError`` for a size that the patches do not divide.
+    Raises ``ValueError`` for a size that the patches do not divide, or that an open size does not take.
     """
     preprocessing = predictor.preprocessing
     if plan.image_size is not None:
         preprocessing = replace(preprocessing, image_size=as_pair(plan.image_size))
     config = replace(predictor.model.config, image_size=preprocessing.image_size)  # which checks it
+    patch = config.patch_size
     if "size" not in plan.dynamic:
         predictor.model.set_input_size(config.image_size)
-    elif config.image_size != tuple(side * config.patch_size for side in config.grid):
+    elif any(side % patch or side < FEWEST_PATCHES * patch for side in preprocessing.image_size):
         raise UserError(
-            f"image_size is {config.image_size}: for --dynamic size it must be multiples of {config.patch_size} pixels."
+            f"image_size is {config.image_size}: for --dynamic size each side must be a multiple of {patch} pixels, "
+            f"and at least {FEWEST_PATCHES * patch}; --image-size sets it."
         )
     return preprocessing
 
@@ -195,7 +205,7 @@ def write_program(
     info: ExportedInfo,
     folder: Path,
     *,
-    calibration: RealPictures | None,
+    calibration: Calibration | None,
     tell: Callable[[str], None],
 ) -> None:
     """Write the files of a model's program into a folder; ``tell`` is called with what goes on."""
@@ -217,8 +227,8 @@ def write_program(
         return
     converted = read_for_openvino(onnx_file)
     if calibration is not None:
-        tell(f"quantising on {len(calibration.pictures)} pictures of {calibration.name}")
-        converted = quantise(converted, calibration_batches(calibration, info))
+        tell(f"quantising on {calibration.num_pictures} pictures of {calibration.name}")
+        converted = quantise(converted, calibration.batches)
     write_openvino(converted, file)
     del converted  # it may still read the ONNX file
     onnx_file.unlink()
@@ -234,21 +244,31 @@ def prepared(model: nn.Module, info: ExportedInfo) -> nn.Module:
 
 
 def example(info: ExportedInfo) -> Tensor:
-    """Zeros (B, C, height, width) to trace with: two pictures at least, and two patches a side, where that is open."""
-    config = info.architecture
+    """Zeros (B, C, height, width) to trace with: two pictures where their number is open."""
     batch_size = 2 if "batch" in info.dynamic else info.batch_size
-    least = FEWEST_PATCHES * config.patch_size if "size" in info.dynamic else 1
-    return torch.zeros(batch_size, config.image_channel, *(max(side, least) for side in info.image_size))
+    return torch.zeros(batch_size, info.architecture.image_channel, *info.image_size)
 
 
 # The folder
 
 
-def default_folder(source: str | Path, plan: ExportPlan) -> Path:
-    """exported/RUNTIME-PRECISION in a run, beside a weights file, or here for a model by name."""
+def default_folder(source: str | Path, plan: ExportPlan, *, native: tuple[int, int]) -> Path:
+    """exported/RUNTIME-PRECISION in a run, beside a weights file, or here for a model by name.
+
+    The name says too of which of several models it is, and what of the shape is not as by default.
+    """
     path = Path(source)
-    within = path if path.is_dir() else path.parent if path.is_file() else Path()
-    return within / "exported" / "-".join([plan.to, plan.precision, *(f"any-{axis}" for axis in plan.dynamic)])
+    if path.is_dir():
+        within, model = path, []
+    elif path.is_file():
+        within, model = path.parent, [path.stem]
+    else:
+        within, model = Path(), [re.sub("[/:]", "-", str(source))]
+    size = native if plan.image_size is None else as_pair(plan.image_size)
+    shape = [] if size == native else ["{}x{}".format(*size)]
+    shape += [] if plan.batch_size == 1 or "batch" in plan.dynamic else [f"batch{plan.batch_size}"]
+    shape += [f"any-{axis}" for axis in plan.dynamic]
+    return within / "exported" / "-".join([*model, plan.to, plan.precision, *shape])
 
 
 def check_out(folder: Path, *, overwrite: bool) -> None:
@@ -269,8 +289,8 @@ def fresh_files(folder: Path) -> Iterator[Path]:
     """
     temporary = temporary_beside(folder)
     try:
-        temporary.mkdir(parents=True)
         try:
+            temporary.mkdir(parents=True)  # in here, since a signal may come as soon as it is done
             yield temporary
             folder.mkdir(exist_ok=True)
             # config.json goes first and comes last: what a crash leaves in between is no whole exported model.
@@ -279,6 +299,6 @@ def fresh_files(folder: Path) -> Iterator[Path]:
             for file in sorted(temporary.iterdir(), key=lambda file: file.name == CONFIG_NAME):
                 file.replace(folder / file.name)
         finally:
-            shutil.rmtree(temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}.") from error

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
 from comvex.inference.export_pictures import RealPictures
-from comvex.inference.exported import ExportedInfo, ExportedModel, Precision
-from comvex.inference.programs import FEWEST_PATCHES
+from comvex.inference.exported import HINTS, ExportedInfo, ExportedModel, Precision
+from comvex.inference.runtimes import openvino_has_bfloat16
 
 TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 2e-1}
 """Largest norm of the difference to eager float32, over the norm of the logits.
@@ -28,8 +28,9 @@ def compare(
     """How far the exported model's logits are from the eager ones on real pictures, as plain values.
 
     Differences are those of logits; ``relative_difference`` is the norm of the difference over that of the logits,
-    ``same_top1`` (multi-label: ``same_answers``) the percentage of equal answers. If the size is open, the pictures are
-    compared at the native size and at another one, which is no square if the native one is.
+    ``same_top1`` (multi-label: ``same_answers``) the percentage of equal answers; ``not_compared`` says in what the
+    runtime should have computed and could not, if anything. If the size is open, the pictures are compared at the
+    native size and at another one, which is no square if the native one is.
     """
     expected, found, sizes = [], [], compared_sizes(exported.info)
     for size in sizes:
@@ -50,8 +51,17 @@ def compare(
         "mean_difference": float(difference.mean()),
         "relative_difference": float(difference.norm() / eager.norm()),
         "tolerance": TOLERANCE[exported.info.precision],
+        "not_compared": not_compared(exported.info),
         **same_answers(run, eager, multi_label=exported.info.multi_label),
     }
+
+
+def not_compared(info: ExportedInfo) -> str:
+    """What the comparison says nothing about, since this processor cannot compute in it; usually nothing."""
+    if info.to != "openvino" or HINTS[info.precision] != "bf16" or openvino_has_bfloat16():
+        return ""
+    rest = "what is not int8 was computed" if info.precision == "int8" else "all was computed"
+    return f"bfloat16, which this processor does not have: {rest} in float32"
 
 
 def same_answers(logits: Tensor, others: Tensor, *, multi_label: bool) -> dict[str, float]:
@@ -64,11 +74,8 @@ def same_answers(logits: Tensor, others: Tensor, *, multi_label: bool) -> dict[s
 def compared_sizes(info: ExportedInfo) -> list[tuple[int, int]]:
     """The sizes (height, width) in pixels at which an exported model is compared."""
     height, width = info.image_size
-    if "size" not in info.dynamic:
-        return [(height, width)]
     patch = info.architecture.patch_size
-    least = FEWEST_PATCHES * patch
-    return [(max(height, least), max(width, least)), (height + patch, width + 2 * patch)]
+    return [(height, width), (height + patch, width + 2 * patch)] if "size" in info.dynamic else [(height, width)]
 
 
 def check_comparison(comparison: dict[str, Any], info: ExportedInfo) -> None:

@@ -20,7 +20,7 @@ from comvex.convit.weights import file_sha256
 from comvex.convit.weights.config_file import CONFIG_NAME, checksum
 from comvex.errors import UserError
 from comvex.files import write_text
-from comvex.inference.programs import FEWEST_PATCHES, INPUT, OUTPUT, Axis, check_installed
+from comvex.inference.programs import AXIS_WORDS, FEWEST_PATCHES, INPUT, OUTPUT, Axis, check_installed
 from comvex.inference.runtimes import Hint, Run, open_onnx, open_openvino, open_torch
 
 Target = Literal["onnx", "openvino", "torch"]
@@ -70,8 +70,13 @@ class ExportedInfo:
     def shape(self) -> list[int | str]:
         """Of the pictures: (batch, channels, height, width), with a word for what is open."""
         patch = self.architecture.patch_size
-        sides = [f"{patch} * rows", f"{patch} * columns"] if "size" in self.dynamic else self.image_size
-        return ["batch" if "batch" in self.dynamic else self.batch_size, self.architecture.image_channel, *sides]
+        sides = [f"{patch} * {AXIS_WORDS[axis]}" for axis in (2, 3)] if "size" in self.dynamic else self.image_size
+        return [AXIS_WORDS[0] if "batch" in self.dynamic else self.batch_size, self.architecture.image_channel, *sides]
+
+    @property
+    def divisor(self) -> int | str:
+        """What a picture's integers are divided by before the mean is subtracted; floats stay as they are."""
+        return "the largest of their type" if self.preprocessing.get("full_depth") else 255
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ``ValueError`` if the model does not take pictures of this height and width in pixels."""
@@ -123,7 +128,7 @@ def write_exported(folder: Path, info: ExportedInfo, comparison: dict[str, Any])
         "file": PROGRAM_FILES[info.to][0],
         "precision": info.precision,
         "openvino_properties": {"INFERENCE_PRECISION_HINT": HINTS[info.precision]} if info.to == "openvino" else {},
-        "input": {"name": INPUT, "type": "float32", "shape": info.shape},
+        "input": {"name": INPUT, "type": "float32", "shape": info.shape, "divide_integers_by": info.divisor},
         "output": {"name": OUTPUT, "type": "float32", "shape": [info.shape[0], info.architecture.num_classes]},
         "dynamic": list(info.dynamic),
         "batch_size": info.batch_size,
@@ -141,12 +146,19 @@ def write_exported(folder: Path, info: ExportedInfo, comparison: dict[str, Any])
     write_text(folder / CONFIG_NAME, text)
 
 
+def folder_of(source: str | Path) -> Path:
+    """The folder of an exported model that is given by its folder or by the file that its runtime opens."""
+    path = Path(source)
+    return path.parent if path.name in [names[0] for names in PROGRAM_FILES.values()] and path.is_file() else path
+
+
 def is_exported(source: str | Path) -> bool:
-    """Whether this is a folder with an exported model, of whatever version and in whatever state."""
+    """Whether this is (the file in) a folder with an exported model, of whatever version and in whatever state."""
+    folder = folder_of(source)
     try:
-        content = json.loads((Path(source) / CONFIG_NAME).read_text(encoding="utf-8"))
+        content = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return has_program(Path(source))  # its config.json is damaged or missing
+        return has_program(folder)  # its config.json is damaged or missing
     return isinstance(content, dict) and content.get("kind") == KIND
 
 
@@ -210,11 +222,13 @@ def check_file(file: Path, expected: str) -> None:
         raise UserError(f"The file {file} is damaged: its SHA-256 is {found}, not {expected}.")
 
 
-def open_exported(folder: Path) -> ExportedModel:
+def open_exported(source: str | Path) -> ExportedModel:
     """The model in a folder that ``comvex export`` wrote, ready to run on the CPU with PyTorch's number of threads.
 
-    Raises ``ValueError`` if it is not whole, or its runtime is not installed.
+    The file in it that the runtime opens may be given too. Raises ``ValueError`` if the model is not whole, or its
+    runtime is not installed.
     """
+    folder = folder_of(source)
     return ExportedModel(info := read_exported(folder), open_program(folder, info.to, info.precision))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,9 @@ from comvex.errors import UserError
 
 Axis = Literal["batch", "size"]
 INPUT, OUTPUT = "pictures", "logits"
+AXIS_WORDS = {0: "batch", 2: "rows", 3: "columns"}
+"""What the numbers of pictures, and of rows and columns of patches, are called where they are open."""
+SYMBOL = r"\bs\d+\b"
 FEWEST_PATCHES = 2
 """A side of one patch would be another program: tracing takes an axis of length one for a constant."""
 
@@ -71,21 +75,36 @@ def trace(
     of ``patch_size``, from two patches on; for these the example must have at least two pictures, and two patches a
     side.
     """
-    axes: dict[int, Any] = {0: Dim("batch", min=1)} if "batch" in dynamic else {}
+    axes: dict[int, Any] = {0: Dim(AXIS_WORDS[0], min=1)} if "batch" in dynamic else {}
     if "size" in dynamic:
-        for axis, name in ((2, "rows"), (3, "columns")):
-            axes[axis] = patch_size * Dim(name, min=FEWEST_PATCHES)
+        for axis in (2, 3):
+            axes[axis] = patch_size * Dim(AXIS_WORDS[axis], min=FEWEST_PATCHES)
     with torch.no_grad():
         return torch.export.export(model, (pictures,), dynamic_shapes=(axes,) if axes else None)
 
 
 def write_onnx(program: ExportedProgram, file: Path) -> None:
-    """Write a program as one ONNX file, weights included."""
+    """Write a program as one ONNX file, weights included; axes that are open are called as in ``AXIS_WORDS``."""
     converted = torch.onnx.export(
         program, (), dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT]
     )  # fmt: skip
     assert converted is not None
+    name_axes(converted.model.graph)
     converted.save(file, external_data=False)
+
+
+def name_axes(graph: Any) -> None:
+    """Put the words of ``AXIS_WORDS`` for what PyTorch calls the open axes of the pictures, such as s32 and 4*s30."""
+    [pictures] = graph.inputs
+    words = {}
+    for axis, word in AXIS_WORDS.items():
+        words |= dict.fromkeys(re.findall(SYMBOL, str(pictures.shape[axis])), word)
+    values = [*graph.inputs, *(output for node in graph.all_nodes() for output in node.outputs)]
+    for value in values if words else ():
+        for axis, length in enumerate(value.shape or ()):
+            if not isinstance(length, int) and length.value is not None:
+                named = re.sub(SYMBOL, lambda found: words.get(found[0], found[0]), length.value)
+                value.shape[axis] = re.sub(r"(?<=\w)\*(?=\w)", " * ", named)
 
 
 def read_for_openvino(onnx_file: Path) -> Any:

@@ -10,7 +10,7 @@ from comvex import run_folder
 from comvex.convit.published import packaged_folder, split_name, such_as_data
 from comvex.data.sources import DataSet, find_data, open_data, set_aside
 from comvex.errors import UserError
-from comvex.inference.exported import is_exported, read_content
+from comvex.inference.exported import folder_of, is_exported, read_content
 
 LOGGER = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def training_data(source: str | Path) -> dict[str, Any]:
     Raises ``ValueError`` if the run or the exported model is of another version or damaged.
     """
     if is_exported(source):
-        return read_content(Path(source)).get("training_data", {})
+        return read_content(folder_of(source)).get("training_data", {})
     run = run_of(source)
     recipe = {} if run is None else run_folder.read_recipe(run)
     return {name: recipe[name] for name in ("data", *SPLIT) if name in recipe}

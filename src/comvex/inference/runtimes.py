@@ -31,6 +31,13 @@ def in_own_thread(function: Callable[[], Result]) -> Result:
         return executor.submit(function).result()
 
 
+def openvino_has_bfloat16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this processor where it is asked to; else it takes float32."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def open_onnx(file: Path, *, threads: int) -> Run:
     """ONNX Runtime on a .onnx file; raises what ONNX Runtime raises if it cannot read it."""
     import onnxruntime
