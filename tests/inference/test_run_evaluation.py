@@ -2,6 +2,9 @@
 
 import csv
 import itertools
+import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 
 import comvex
+from comvex.commands.evaluate import describe_evaluation
 from comvex.convit import ConViTConfig, ConViTWithLinearClassifier, save_weights
 from comvex.data.loading import evaluation_loader
 from comvex.data.sources import open_data
@@ -106,6 +110,20 @@ def digits_folder(root: Path, names: dict[int, str], *, most: int = 1000, bits: 
                 picture = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)
             picture.save(root / name / f"{index}.png")
     return root
+
+
+def test_files_of_older_weights_of_a_run_are_replaced_and_an_unfinished_run_says_its_epoch(small_run_copy, tmp_path):
+    first = evaluate_run(small_run_copy)
+    assert (evaluate_run(small_run_copy)["files_kept"], first["unfinished_epoch"]) == (True, None)
+    evaluate_run(small_run_copy, out=tmp_path / "own")
+    epoch = json.loads((small_run_copy / "summary.json").read_text())["best_epoch"]
+    (small_run_copy / "summary.json").unlink()
+    later = time.time() + 1
+    os.utime(small_run_copy / "weights" / "best.safetensors", (later, later))
+    again = evaluate_run(small_run_copy)
+    assert (again["files_kept"], again["unfinished_epoch"]) == (False, epoch)
+    assert f"best weights so far, of epoch {epoch}\n" in describe_evaluation(again)
+    assert evaluate_run(small_run_copy, out=tmp_path / "own")["files_kept"]  # a folder that somebody has named
 
 
 def test_classes_that_the_model_has_in_another_order_are_told_apart(small_run, tmp_path):

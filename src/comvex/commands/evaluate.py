@@ -80,6 +80,9 @@ class Evaluate:
 def describe_evaluation(figures: dict[str, Any]) -> str:
     which = "" if figures["part"] == "all" else f"{figures['part']} "
     lines = [f"{figures['data']}, {figures['num_pictures']} {which}pictures"]
+    epoch = figures["unfinished_epoch"]
+    if epoch is not None:
+        lines.append(f"unfinished  the run is not at its end: these are its best weights so far, of epoch {epoch}")
     multi_label = "mean_average_precision" in figures
     if multi_label:
         lines.append(f"mean AP     {figures['mean_average_precision']:.2f} %")

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from comvex import run_folder
 from comvex.convit.analysis import without_position_embedding
 from comvex.convit.config import ConViTConfig, as_pair
 from comvex.convit.model import ConViTBackbone
@@ -28,7 +29,7 @@ from comvex.inference.evaluate import Evaluation, evaluate
 from comvex.inference.exported import ExportedModel
 from comvex.inference.predictor import Predictor, open_predictor
 from comvex.inference.processes import place_and_number
-from comvex.inference.run_data import Part, evaluation_data
+from comvex.inference.run_data import Part, evaluation_data, run_of
 from comvex.inference.task import Task
 from comvex.terminal import progress_bar
 
@@ -111,7 +112,8 @@ def evaluate_run(
 
     For a multi-label model the average precision of every class is drawn instead of the confusion matrix. Returns the
     figures, in percent where they are shares; ``by_class`` has a row per class of the data. The files go to ``out``, by
-    default RUN/evaluation/DATA-PART; those that are there already are kept unless ``overwrite``.
+    default RUN/evaluation/DATA-PART; those that are there already are kept unless ``overwrite`` or, in the default
+    folder, the run's weights are newer.
 
     The data may have fewer classes than the model: they are matched by name, and the model still answers among all of
     its own (a multi-label model is asked for those of the data alone).
@@ -128,7 +130,8 @@ def evaluate_run(
     order = class_order(predictor, data_set)
     folder = out or evaluation_folder(source) / "-".join([data_set.name, part, *changes.words()])
     files = evaluation_files(predictor.task, folder)
-    kept = {file for file in files.values() if file.exists() and not overwrite}
+    changed = 0.0 if out is not None else time_of_weights(source)
+    kept = {file for file in files.values() if file.exists() and file.stat().st_mtime > changed and not overwrite}
     if len(kept) < len(files):
         check_writable(folder)  # now, and not when all has been computed
     evaluation = evaluate_parts(
@@ -139,6 +142,7 @@ def evaluate_run(
     write_files(evaluation, predictor.task, data_set.classes, files, title=title, kept=kept)
     return {
         "source": str(source),
+        "unfinished_epoch": unfinished_epoch(source, predictor),
         "data": data_set.name,
         "part": part,
         "num_pictures": evaluation.num_pictures,
@@ -152,6 +156,21 @@ def evaluate_run(
         **{name: str(file) for name, file in files.items()},
         "files_kept": bool(kept),
     }
+
+
+def time_of_weights(source: str | Path) -> float:
+    """When the weights of a run folder were written, in seconds since 1970; 0 for anything else."""
+    weights = Path(source) / run_folder.BEST_WEIGHTS
+    return weights.stat().st_mtime if weights.is_file() else 0.0
+
+
+def unfinished_epoch(source: str | Path, predictor: Predictor) -> int | None:
+    """The epoch that the weights of a run are of while the run is not finished; None for anything else."""
+    run = run_of(source)
+    if run is None or run_folder.read_summary(run) is not None or isinstance(predictor.model, ExportedModel):
+        return None
+    info = predictor.model.info
+    return None if info is None else info.figures.get("epoch")
 
 
 def class_order(predictor: Predictor, data: DataSet) -> NDArray[np.int64]:
