@@ -1,7 +1,5 @@
 """What a person sees of a run in a terminal."""
 
-
-
 from comvex.training.progress import fitting
 
 
