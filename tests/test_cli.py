@@ -321,3 +321,15 @@ def test_the_help_does_not_say_none_or_nothing_where_the_text_has_told_the_defau
     assert "(default: None)" not in text
     if command not in ("bench", "data", "study"):
         assert "--config FILE" in text
+
+
+@pytest.mark.parametrize(("command", "goes_on"), [("train", True), ("study", True), ("export", False)])
+def test_what_goes_on_after_an_interruption_is_said_of_runs_alone(command, goes_on, monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("comvex.cli.parse", interrupted)
+    assert main([command]) == 130
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("comvex: interrupted")
+    assert line.endswith("an unfinished run goes on when its command is repeated.") is goes_on

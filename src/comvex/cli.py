@@ -121,5 +121,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"comvex: {error.filename} cannot be read or written: {error.strerror}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("comvex: interrupted; an unfinished run goes on when its command is repeated.", file=sys.stderr)
+        goes_on = "; an unfinished run goes on when its command is repeated" * (arguments[0] in ("train", "study"))
+        print(f"comvex: interrupted{goes_on}.", file=sys.stderr)
         return 130

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from typing import Annotated
 
 from comvex.commands.options import ConfigFile, Pictures, Source, given_or_packaged, read_config
+from comvex.help import DEFAULT_TOLD
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Predict:
     """Picture files, or folders of them (required, but for convit_fashion_mnist, which has ten of its own)."""
     top: int = 5
     """How many classes to tell for each."""
+    image_size: Annotated[int | tuple[int, int] | None, DEFAULT_TOLD] = None
+    """Picture side in pixels, or HEIGHT WIDTH, after the pictures. Default: that of the weights."""
     config: ConfigFile = None
     device: str = "auto"
     """auto, cpu, cuda or mps."""
@@ -39,6 +43,7 @@ class Predict:
             self.source,
             given_or_packaged(self.pictures, self.source),
             top=self.top,
+            image_size=self.image_size,
             config=read_config(self.config),
             device=self.device,
         )

@@ -49,6 +49,8 @@ class Preprocessing:
             raise UserError(
                 f"channels is {self.channels}: pictures of 8 bits are read with 1 (grey) or 3 (RGB) channels."
             )
+        if min(self.image_size) < 1:
+            raise UserError(f"image_size is {self.image_size}: each side must be at least 1 pixel.")
         if not len(self.mean) == len(self.std) == self.channels > 0:
             raise UserError(f"mean {self.mean} and std {self.std} must have {self.channels} numbers, one a channel.")
         check_preprocessing(self.mean, self.std, self.crop_pct)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from comvex.convit.config import ConViTConfig
+from comvex.convit.config import ConViTConfig, as_pair
 from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.convit.weights import default_preprocessing, load_model
 from comvex.data.full_depth import as_values, fit_channels, read_values
@@ -129,14 +129,20 @@ def predict_files(
     files: Sequence[Path],
     *,
     top: int = 5,
+    image_size: int | tuple[int, int] | None = None,
     config: ConViTConfig | None = None,
     device: str = "auto",
     batch_size: int = 64,
 ) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """The most probable classes of picture files, and a message for each file that cannot be read."""
+    """The most probable classes of picture files, and a message for each file that cannot be read.
+
+    ``image_size`` is a side in pixels or (height, width), by default that of the weights.
+    """
     if top < 1:
         raise UserError(f"top is {top}: it must be at least 1.")
     predictor = open_predictor(source, config=config, device=device)
+    if image_size is not None:
+        predictor.preprocessing = replace(predictor.preprocessing, image_size=as_pair(image_size))
     predictions: dict[str, list[dict[str, Any]]] = {}
     problems = []
     for first in range(0, len(files), batch_size):
