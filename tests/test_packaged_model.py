@@ -193,7 +193,7 @@ def test_a_mistyped_name_is_answered_with_the_right_one(refusal):
     assert f"did you mean '{NAME}'? " in refusal("predict", "convit-fashion-mnist")
     told = refusal("predict", "resnet50", "photo.jpg")
     assert told.endswith(f"; part of comvex is {NAME}.")
-    assert refusal("predict", "convit_tiny.fb_in1k").startswith("comvex: No picture is given: Name at least one")
+    assert refusal("predict", "convit_tiny.fb_in1k").startswith("comvex: No picture is given: name at least one")
 
 
 # The commands
@@ -261,7 +261,7 @@ def test_export_compares_on_the_pictures_that_come_with_it(answer, elsewhere):
     report = answer("export", NAME, "--to", "onnx")
     assert (report["compared_on"], report["num_pictures"]) == (f"those that come with {NAME}", 10)
     assert report["same_top1"] == 100
-    exported = answer("predict", elsewhere / "exported" / "onnx-float32", *PICTURES)["predictions"]
+    exported = answer("predict", elsewhere / "exported" / "convit_fashion_mnist-onnx-float32", *PICTURES)["predictions"]
     weights = answer("predict", NAME)["predictions"]
     assert [entry[0]["label"] for entry in exported.values()] == [entry[0]["label"] for entry in weights.values()]
     assert answer("export", NAME, "--to", "torch")["num_pictures"] == 10

@@ -95,7 +95,7 @@ def test_json_is_one_object_and_an_unreadable_picture_is_named_while_the_others_
     captured = capsys.readouterr()
     found = json.loads(captured.out)
     assert [entry["picture"] for entry in found["predictions"]] == ["plain.png"]
-    assert found["unreadable"] == [captured.err.strip()]
+    assert [f"comvex: {problem}" for problem in found["unreadable"]] == [captured.err.strip()]
     assert "fake.png" in captured.err
     assert all((tmp_path / "out" / name).is_file() for name in found["figures"])
 
