@@ -39,8 +39,7 @@ from comvex.errors import UserError
 from comvex.files import temporary_beside, write_text
 from comvex.inference.predictor import Predictor, load
 from comvex.inference.run_evaluation import evaluate_run
-from comvex.training.recipe import Recipe, changed_words
-from comvex.training.recipes import RECIPES
+from comvex.training.recipe import Recipe, train_command
 
 NAME = "convit_fashion_mnist"
 LICENCE = "apache-2.0"
@@ -137,15 +136,12 @@ def write_weights(run: Path, file: Path) -> None:
 
 def command_of(recipe: Recipe) -> str:
     """The ``comvex train`` that has exactly this recipe."""
-    standard = RECIPES["small-data"](recipe.model.preset).recipe
-    words = [
-        "train",
-        *changed_words(recipe.to_dict(), standard.to_dict() | {"data": None}),
-    ]  # the data are always named
+    command = train_command(recipe.to_dict(), Path("runs") / NAME)
+    _, *words = shlex.split(command)
     parsed = parse(words)
     assert isinstance(parsed, Train)
-    assert parsed.recipe == recipe, f"{words} is another recipe"
-    return shlex.join(["comvex", *words, "--out", f"runs/{NAME}"])
+    assert parsed.recipe == recipe, f"{command} is another recipe"
+    return command
 
 
 # Measuring

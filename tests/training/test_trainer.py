@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,20 @@ def test_a_run_that_has_lost_its_checkpoints_says_that_it_starts_again(small_run
     (small_run_copy / "summary.json").unlink()
     train(again, small_run_copy)
     assert "has no checkpoint any more: it starts again from its first step" in caplog.text
+
+
+def test_the_command_in_the_log_goes_on_with_the_run(ruined_run, tmp_path):
+    out = Path(shutil.copytree(ruined_run, tmp_path / "run"))
+    [words] = re.findall(r"command: comvex (.*)\n", (ruined_run / "log.txt").read_text())
+    (out / "summary.json").unlink()
+    done = completed(*shlex.split(words.replace(str(ruined_run), str(out))))
+    assert done.returncode == 0, done.stderr
+    assert (out / "summary.json").read_bytes() == (ruined_run / "summary.json").read_bytes()
+
+
+def test_a_recipe_without_a_learning_rate_is_told_without_one(tmp_path):
+    train(replace(QUICK, epochs=1), tmp_path / "run")
+    assert "learning-rate" not in re.findall(r"command: .*", (tmp_path / "run" / "log.txt").read_text())[0]
 
 
 def test_another_recipe_in_the_same_folder_is_refused_with_the_difference_and_the_command_that_goes_on(small_run):

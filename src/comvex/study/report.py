@@ -16,7 +16,7 @@ from comvex.files import write_table, write_text
 from comvex.study.figures import draw_ablation, draw_learning_curves, draw_sample_efficiency, label
 from comvex.study.plan import CONVIT, PLATEAU_FRACTION, PLATEAU_LENGTH, PlannedRun, Study
 from comvex.study.results import Comparison, Result, Summary, compare, read_result, summarise
-from comvex.training.recipe import Recipe, changed_words
+from comvex.training.recipe import recipe_words
 
 RESULTS, CURVES, REPORT = "results.csv", "curves.csv", "report.md"
 FIGURE, CURVES_FIGURE = "figure.png", "curves.png"
@@ -226,9 +226,7 @@ def command(study: Study, out: Path) -> str:
     words += ["--seeds", *map(str, study.seeds)]
     if study.stretch != 1:
         words += ["--stretch", f"{study.stretch:g}"]
-    words += changed_words(study.recipe.to_dict(), Recipe().to_dict() | {"data": None})  # the data are always named
-    words += ["--out", str(out)]
-    return shlex.join(words)
+    return shlex.join([*words, *recipe_words(study.recipe.to_dict()), "--out", str(out)])
 
 
 def machine() -> str:

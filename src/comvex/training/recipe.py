@@ -264,11 +264,14 @@ def changed_words(values: dict[str, Any], standard: dict[str, Any], prefix: str 
     return words
 
 
+def recipe_words(values: dict[str, Any]) -> list[str]:
+    """A recipe, as plain values, as words of the command line: its data, and what is not as in the standard one."""
+    return changed_words(values, Recipe().to_dict() | {"data": None})
+
+
 def train_command(values: dict[str, Any], out: Path) -> str:
     """The ``comvex train`` of a recipe, as plain values, that trains in the folder ``out`` or goes on there."""
-    # The data are always named
-    words = changed_words(values, Recipe().to_dict() | {"data": None})
-    return shlex.join(["comvex", "train", *words, "--out", str(out)])
+    return shlex.join(["comvex", "train", *recipe_words(values), "--out", str(out)])
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

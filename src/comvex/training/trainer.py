@@ -73,6 +73,7 @@ def train(recipe: Recipe, out: Path, *, options: Options | None = None) -> dict[
                 if ranks.first:
                     begin_folder(recipe, out, num_steps=plan.num_steps, overwrite=options.overwrite)
                 with log_to(out / "log.txt", before=held.records, enabled=ranks.first), stop_requests() as stop:
+                    LOGGER.info("command: %s", train_command(recipe.to_dict(), out), extra=FILE_ONLY)
                     return carry_out(plan, out, stop)
 
 
@@ -98,7 +99,6 @@ def carry_out(plan: Plan, out: Path, stop: StopRequest) -> dict[str, Any]:
     """The run itself: model, optimiser, resume, loop, evaluation."""
     recipe, data, ranks = plan.recipe, plan.data, plan.ranks
     LOGGER.info("%s", plan)
-    LOGGER.info("command: %s", train_command(recipe.to_dict(), out), extra=FILE_ONLY)
     learner = Learner(
         plan.model, recipe, data=data, task=plan.task, device=plan.device, options=plan.options, ranks=ranks
     )
