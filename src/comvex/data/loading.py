@@ -218,7 +218,7 @@ def training_loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        # MUT
+        worker_init_fn=pass_over_first_sigterm,
     )
 
 
@@ -248,4 +248,11 @@ def evaluation_loader(
     """Every picture once, in order; of several processes each gets every ``num_ranks``-th, from its ``rank`` on."""
     dataset = EvaluationPictures(pictures, transform, channels=channels)
     own = range(rank, len(pictures), num_ranks)
-    return DataLoader(dataset, batch_size=batch_size, sampler=own, num_workers=workers, collate_fn=collate)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=own,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=pass_over_first_sigterm,
+    )
