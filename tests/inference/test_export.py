@@ -296,6 +296,20 @@ def test_predictions_and_figures_are_those_of_the_weights(folders, small_run, kn
     assert found["loss"] == pytest.approx(known_figures["loss"], rel=1e-5)
 
 
+def test_int8_leaves_mixing_by_positional_factors_in_floating_point(folders):
+    import openvino
+
+    products = [
+        node
+        for node in openvino.Core().read_model(folders["int8"] / "model.xml").get_ops()
+        if node.get_type_name() == "MatMul"
+    ]
+    sources = [[side.get_source_output().get_node().get_type_name() for side in node.inputs()] for node in products]
+    mixing = [kinds for kinds in sources if kinds[0] == "Constant"]
+    assert len(mixing) == 2  # one layer has positional attention: along its rows and its columns
+    assert all("FakeQuantize" not in kinds for kinds in mixing)
+
+
 def test_int8_is_quantised_and_classifies_nearly_as_well(folders, known_figures, tmp_path):
     import openvino
 

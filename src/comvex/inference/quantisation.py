@@ -23,7 +23,7 @@ def quantise(model: Any, batches: Sequence[Floats]) -> Any:
     import nncf
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    names = products_of_weights(model)
+    names = products_in_floats(model)
     # NNCF draws bars on standard output, where a report must stand alone.
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         return in_own_thread(
@@ -37,11 +37,13 @@ def quantise(model: Any, batches: Sequence[Floats]) -> Any:
         )
 
 
-def products_of_weights(model: Any) -> list[str]:
-    """Names of the matrix products that depend on the size of the pictures at most, not on what they show.
+def products_in_floats(model: Any) -> list[str]:
+    """Names of the matrix products that stay in floating point, because int8 would cost more than it gives.
 
-    They resample the position embedding where the size is open: they cost nothing, and rounding them would shift
-    every picture alike.
+    Those whose left factor depends on the size of the pictures at most, not on what they show: factors of positional
+    attention, which are so small that rounding the values for them takes longer than mixing them, and matrices that
+    resample the position embedding where the size is open, where rounding would shift every picture alike. The matrices
+    of layers stand on the right.
     """
     reached: set[str] = set()
     waiting = [output for parameter in model.get_parameters() for output in parameter.outputs()]
@@ -52,4 +54,8 @@ def products_of_weights(model: Any) -> list[str]:
                 reached.add(node.get_friendly_name())
                 waiting += node.outputs()
     products = (node for node in model.get_ops() if node.get_type_name() == "MatMul")
-    return [node.get_friendly_name() for node in products if node.get_friendly_name() not in reached]
+    return [
+        node.get_friendly_name()
+        for node in products
+        if node.input(0).get_source_output().get_node().get_friendly_name() not in reached
+    ]
