@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Protocol
 
 import tyro
@@ -95,6 +99,26 @@ def parse(arguments: Sequence[str]) -> Command:
         default = fitting
 
 
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Within it SIGTERM ends the process as an error does, so that what is half written goes.
+
+    Only the main thread can arrange that. A run that is trained finishes its step instead (``training/stopping.py``).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)  # as the shell has it
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0, or 2 with one sentence on standard error for what the user got wrong.
 
@@ -108,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments == ["--version"]:
             print(f"comvex {comvex.__version__}")
             return 0
-        return parse(arguments).run()
+        with ending_on_sigterm():
+            return parse(arguments).run()
     except UserError as error:
         print(f"comvex: {error}", file=sys.stderr)
         return 2

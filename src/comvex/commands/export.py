@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
@@ -76,34 +70,16 @@ class Export:
             batch_size=self.batch_size,
             num_calibration=self.num_calibration,
         )
-        with ending_on_sigterm():
-            report = export_model(
-                self.source,
-                plan,
-                out=self.out,
-                data=self.data,
-                config=read_config(self.config),
-                overwrite=self.overwrite,
-            )
+        report = export_model(
+            self.source,
+            plan,
+            out=self.out,
+            data=self.data,
+            config=read_config(self.config),
+            overwrite=self.overwrite,
+        )
         print(json.dumps(report) if self.json else describe_export(report))
         return 0
-
-
-@contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """Within it SIGTERM ends the process as an error does, so that what is half written goes; in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)  # as the shell has it
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def describe_export(report: dict[str, Any]) -> str:
