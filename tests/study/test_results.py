@@ -88,6 +88,13 @@ def test_a_run_that_still_rises_is_told_from_one_at_its_plateau():
     assert "ended 1 of these 2 runs before their last step" in text
 
 
+def test_the_report_warns_of_factors_that_reach_where_runs_are_shorter():
+    study = Study("sample-efficiency", Recipe(epochs=3), (0.1, 1.0), (0, 1))
+    warning = "a factor that reaches there may be too large"
+    assert warning in words(study, RESULTS)
+    assert warning not in words(study, RESULTS[:4])
+
+
 @pytest.mark.parametrize("stretch", [0.0, 0.3, 1.0])
 def test_the_report_says_how_many_steps_a_fraction_has(stretch):
     study = Study("sample-efficiency", Recipe(steps=600), (0.5, 1.0), (0,), stretch=stretch)

@@ -177,6 +177,11 @@ def method_lines(study: Study, results: Sequence[Result], summaries: Sequence[Su
             "interpolated in the logarithm of the pictures; > and < are bounds, where the plain ViT had no such "
             "accuracy."
         )
+        if {result.is_longer for result in results} == {True, False}:
+            lines[-1] += (
+                f" Beyond {100 * PLATEAU_FRACTION:g} % of the pictures runs may end before their plateau, the plain "
+                "ViT's too: a factor that reaches there may be too large."
+            )
     return "\n\n".join(lines).splitlines()
 
 
