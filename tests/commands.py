@@ -33,6 +33,7 @@ FORKS.set_forkserver_preload(
         "timm.optim",
         "timm.data",
         "sklearn.datasets",
+        "sklearn.metrics",
         "sklearn.model_selection",
     ]
 )

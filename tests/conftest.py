@@ -1,5 +1,6 @@
 """What every test shares: one thread, a fixed seed, and property tests that draw the same cases on every run."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,8 +17,11 @@ from comvex.training.recipe import Architecture, Recipe
 from comvex.training.trainer import train
 from made_pictures import multi_label_recipe, shape_pictures
 
+# Small models: a second thread costs more than it brings, most of all beside another worker's tests, in the processes
+# that tests start no less than in this one.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 start_server()
-torch.set_num_threads(1)  # small models: a second thread costs more than it brings, most of all on a busy machine
 settings.register_profile("deterministic", derandomize=True, deadline=None, database=None, max_examples=40)
 settings.load_profile("deterministic")
 

@@ -42,7 +42,7 @@ def multi_label_recipe(data: Path) -> Recipe:
         data=str(data),
         model=Architecture(dim=32, num_local_layers=2, num_nonlocal_layers=1, image_size=(256, 128), patch_size=32),
         augment=Augmentation(rotation=0, translation=0, zoom=0, random_erasing=0),
-        epochs=24,
+        epochs=12,
         batch_size=8,
         learning_rate=3e-3,
     )
