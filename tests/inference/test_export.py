@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ import torch
 from PIL import Image
 
 import comvex
+from commands import Command
 from comvex.cli import main
 from comvex.commands.export import describe_export
 from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
@@ -443,24 +445,15 @@ def test_what_differs_has_a_folder_of_its_own(tmp_path):
 
 
 def test_what_is_half_written_goes_when_the_process_is_told_to_end(small_run, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "comvex",
-        "export",
-        str(small_run),
-        "--to",
-        "torch",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        while not list(tmp_path.iterdir()):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.terminate()
-        assert process.wait(100) == 143
-    assert list(tmp_path.iterdir()) == []
+    folder, said = tmp_path / "exports", tmp_path / "said.txt"
+    folder.mkdir()
+    process = Command("export", small_run, "--to", "torch", "--out", folder / "out", out=said, err=said)
+    while not list(folder.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(100) == 143
+    assert list(folder.iterdir()) == []
 
 
 def test_pictures_that_are_no_square_with_several_labels(tmp_path):
