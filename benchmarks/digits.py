@@ -5,7 +5,6 @@ python benchmarks/digits.py --out runs/digits-benchmark
 
 import argparse
 import os
-import platform
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.svm import SVC
 
+from comvex.processor import processor_name
 from comvex.training.recipe import Recipe
 from comvex.training.trainer import train
 
@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
 
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{processor_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"{time.strftime('%Y-%m-%d')}"
     )
     print("| seed | ConViT top-1, % | SVC(C=10) top-1, % | ConViT training, s |")

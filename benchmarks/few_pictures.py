@@ -8,13 +8,13 @@ one goes on.
 
 import argparse
 import os
-import platform
 import statistics
 import time
 from pathlib import Path
 
 import torch
 
+from comvex.processor import processor_name
 from comvex.training.recipe import Architecture, Recipe
 from comvex.training.trainer import train
 
@@ -30,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
 
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{processor_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"{time.strftime('%Y-%m-%d')}, fraction {options.fraction:g}, {options.steps} steps of 128"
     )
     print("| seed | ConViT top-1, % | plain ViT top-1, % | difference | parameters | seconds |")

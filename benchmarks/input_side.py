@@ -52,6 +52,7 @@ from comvex.data.reading import ReducibleJpeg, read_picture, read_reducible
 from comvex.data.training_transforms import ERASED_SCALE, erasing_probability, flip_probability, training_transform
 from comvex.data.transforms import Preprocessing, ToNormalizedTensor
 from comvex.preprocessing import IMAGENET_CROP_PCT, IMAGENET_MEAN, IMAGENET_STD
+from comvex.processor import processor_name
 from comvex.randomness import seeded
 from comvex.training.recipes import RECIPES
 
@@ -451,7 +452,7 @@ def describe(command: Sequence[str]) -> dict[str, Any]:
     packages = ("comvex", "torch", "torchvision", "timm", "pillow", "numpy")
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"),
-        "processor": processor(),
+        "processor": processor_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
@@ -464,15 +465,6 @@ def describe(command: Sequence[str]) -> dict[str, Any]:
 
 def jpeg_version() -> str:
     return str(features.version("libjpeg_turbo") or features.version("jpg"))
-
-
-def processor() -> str:
-    """Its name, as the system tells it."""
-    file = Path("/proc/cpuinfo")
-    for line in file.read_text().splitlines() if file.exists() else ():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def spread(values: Sequence[float]) -> str:

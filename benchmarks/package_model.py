@@ -26,7 +26,6 @@ from PIL import Image, ImageOps
 
 import comvex
 from comvex import run_folder
-from comvex.bench.machine import processor
 from comvex.cli import parse
 from comvex.commands.train import Train
 from comvex.convit import load_model, save_weights
@@ -39,6 +38,7 @@ from comvex.errors import UserError
 from comvex.files import temporary_beside, write_text
 from comvex.inference.predictor import Predictor, load
 from comvex.inference.run_evaluation import evaluate_run
+from comvex.processor import processor_name
 from comvex.training.recipe import Recipe, train_command
 
 NAME = "convit_fashion_mnist"
@@ -249,7 +249,7 @@ licence beside them. The SHA-256 of the weights is in `config.json` and is check
 
 def this_machine() -> str:
     """Processor, cores and PyTorch, for figures to stand beside."""
-    return f"{processor()}, {os.cpu_count()} cores, PyTorch {torch.__version__.partition('+')[0]}"
+    return f"{processor_name()}, {os.cpu_count()} cores, PyTorch {torch.__version__.partition('+')[0]}"
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import shlex
 import sys
 import time
@@ -23,6 +22,7 @@ import torch
 
 from comvex.data.augmentation import Augmentation
 from comvex.files import write_table, write_text
+from comvex.processor import processor_name
 from comvex.study.carry_out import attempt
 from comvex.study.plan import CONVIT, PLAIN, VARIANTS, PlannedRun
 from comvex.study.results import read_result
@@ -113,7 +113,7 @@ def report_lines(rows: list[dict[str, Any]]) -> list[str]:
             cells.append("" if top1 is None or start is None else f"{top1 - start:+.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     hours = sum(row["seconds"] for row in rows) / 3600
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    machine = f"{processor_name()}, {os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
     command = shlex.join(["python", *sys.argv])
     lines += ["", f"{hours:.2f} hours of training in all; {machine}. Made by `{command}`."]
     missing = [name for name in TRIALS if name not in run]

@@ -13,7 +13,6 @@ validation at the end) and the bare loop run one after the other, in an order th
 import argparse
 import dataclasses
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -27,6 +26,7 @@ from PIL import Image
 from torch import nn
 
 from comvex.data.loading import Batch
+from comvex.processor import processor_name
 from comvex.training import trainer
 from comvex.training.plan import Plan, make_plan
 from comvex.training.ranks import Ranks
@@ -88,7 +88,7 @@ def main() -> None:
         machine = Options(device="cpu", workers=workers)
         plan = make_plan(recipe, machine, torch.device("cpu"), Ranks())
         print(
-            f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {workers} "
+            f"{processor_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {workers} "
             f"loader processes, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
         )
         batches = list(training_batches(plan, step_order(plan, start=0)))

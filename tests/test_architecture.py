@@ -18,7 +18,18 @@ MAY_IMPORT = {
     "study": {"convit", "data", "inference", "training"},
     "commands": {"convit", "data", "inference", "training", "explain", "study", "bench"},
 }
-SHARED = {"errors", "files", "help", "randomness", "device", "plotting", "preprocessing", "run_folder", "terminal"}
+SHARED = {
+    "errors",
+    "files",
+    "help",
+    "randomness",
+    "device",
+    "plotting",
+    "preprocessing",
+    "processor",
+    "run_folder",
+    "terminal",
+}
 
 
 def imported_parts(file: Path) -> set[str]:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import os
 import shlex
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +13,13 @@ import pytest
 import tyro
 from matplotlib.figure import Figure
 
+import comvex
 from comvex.commands.study import RunStudy
+from comvex.processor import processor_name
 from comvex.study import figures
 from comvex.study.picture_factor import Factor
 from comvex.study.plan import Study, length
-from comvex.study.report import accuracy_table, command, comparison_table, method_lines, write_report
+from comvex.study.report import accuracy_table, command, comparison_table, machine, method_lines, write_report
 from comvex.study.results import Result, compare, summarise
 from comvex.training.recipe import Architecture, Recipe
 
@@ -93,6 +97,12 @@ def test_the_report_warns_of_factors_that_reach_where_runs_are_shorter():
     warning = "a factor that reaches there may be too large"
     assert warning in words(study, RESULTS)
     assert warning not in words(study, RESULTS[:4])
+
+
+def test_the_report_says_when_and_where_it_was_written():
+    told = machine()
+    assert told.startswith(f"Written on {time.strftime('%Y-%m-%d')} with comvex {comvex.__version__}, PyTorch 2.")
+    assert told.endswith(f" on {processor_name()} with {os.cpu_count()} cores.")
 
 
 @pytest.mark.parametrize("stretch", [0.0, 0.3, 1.0])

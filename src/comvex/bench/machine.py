@@ -7,13 +7,13 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from comvex.bench.names import Precision, Runtime
 from comvex.bench.plan import packages_of
+from comvex.processor import cpuinfo, processor_name
 
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 """Those of x86 that decide on the speed of float32 (the first two), int8 and bfloat16, as Linux calls them.
@@ -28,7 +28,7 @@ def describe_machine(
     """Where and with what a measurement is made, as plain values for JSON."""
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"),
-        "processor": processor(),
+        "processor": processor_name(),
         "instruction_sets": instruction_sets(),
         "cores": os.cpu_count(),
         "threads": threads,
@@ -55,25 +55,10 @@ def instruction_sets_in_words(there: Sequence[str] | None) -> str:
     return f"{', '.join(there) or 'no AVX2'}; without {', '.join(missing)}" if missing else ", ".join(there)
 
 
-def processor() -> str:
-    """Name of the processor, as the system tells it."""
-    return cpuinfo("model name") or platform.processor() or platform.machine()
-
-
 def instruction_sets() -> list[str] | None:
     """Those of ``INSTRUCTION_SETS`` that the processor has; None if it is no x86 or the system does not say."""
     flags = cpuinfo("flags")
     return None if flags is None else [name for name in INSTRUCTION_SETS if name in flags.split()]
-
-
-def cpuinfo(field: str) -> str | None:
-    """A field of the first core in Linux's /proc/cpuinfo; None if there is no such file or field."""
-    file = Path("/proc/cpuinfo")
-    for line in file.read_text().splitlines() if file.exists() else ():
-        name, _, value = line.partition(":")
-        if name.strip() == field:
-            return value.strip()
-    return None
 
 
 def versions(runtimes: Sequence[Runtime], precisions: Sequence[Precision]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import platform
 import shlex
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import comvex
 from comvex.files import write_table, write_text
+from comvex.processor import processor_name
 from comvex.study.figures import draw_ablation, draw_learning_curves, draw_sample_efficiency, label
 from comvex.study.plan import CONVIT, PLATEAU_FRACTION, PLATEAU_LENGTH, PlannedRun, Study
 from comvex.study.results import Comparison, Result, Summary, compare, read_result, summarise
@@ -235,8 +237,8 @@ def command(study: Study, out: Path) -> str:
 
 
 def machine() -> str:
-    """What the figures of time belong to."""
+    """When and where the last run was finished, which need not be where the others were."""
     return (
-        f"comvex {comvex.__version__}, PyTorch {version('torch')}, Python {platform.python_version()}, "
-        f"{platform.system()} on {platform.machine()} with {os.cpu_count()} cores."
+        f"Written on {time.strftime('%Y-%m-%d')} with comvex {comvex.__version__}, PyTorch {version('torch')}, Python "
+        f"{platform.python_version()}, {platform.system()} on {processor_name()} with {os.cpu_count()} cores."
     )
