@@ -76,6 +76,15 @@ def test_only_seeds_that_both_have_finished_are_compared():
     assert compare(RESULTS[:2]) == []
 
 
+def test_the_plain_vit_may_be_ahead_with_more_pictures_and_each_mean_is_of_the_same_seeds():
+    both_few = [*RESULTS[:4], result("plain", 1.0, 0, 70.0)]
+    [few] = compare(both_few)
+    assert few.factor == Factor(1.0, ">")  # only one of the two seeds is known beyond
+    assert few.factors == (Factor(pytest.approx(10 ** (9 / 20))), Factor(1.0, ">"))
+    [few] = compare([*both_few, result("plain", 1.0, 1, 72.0)])
+    assert few.factor.value == pytest.approx(10 ** (10 / 21))
+
+
 def test_a_run_that_still_rises_is_told_from_one_at_its_plateau():
     few, *_ = RESULTS
     assert few.late_change is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ def summary(group: Sequence[Result]) -> Summary:
 
 
 def compare(results: Sequence[Result]) -> list[Comparison]:
-    """ConViT and the plain ViT at each fraction, few pictures first."""
+    """ConViT and the plain ViT at each fraction, few pictures first, of the seeds that both have finished there."""
     found = {(result.architecture, result.fraction, result.seed): result for result in results}
     pairs = {
         (fraction, seed): (result, found[PLAIN, fraction, seed])
@@ -143,23 +143,21 @@ def compare(results: Sequence[Result]) -> list[Comparison]:
         if architecture == CONVIT and (PLAIN, fraction, seed) in found
     }
     pairs = {key: pair for key, pair in pairs.items() if pair[1].top1}  # nothing is relative to 0
-    fractions = sorted({fraction for fraction, _ in pairs})
-    by_fraction = {
-        fraction: {seed: pair for (other, seed), pair in pairs.items() if other == fraction} for fraction in fractions
-    }
-    plain_means = [mean_point([plain for _, plain in own.values()]) for own in by_fraction.values()]
+    plain = [result for result in results if result.architecture == PLAIN]
     comparisons = []
-    for (fraction, own), (_, plain_top1) in zip(by_fraction.items(), plain_means, strict=True):
+    for fraction in sorted({fraction for fraction, _ in pairs}):
+        own = {seed: pair for (other, seed), pair in pairs.items() if other == fraction}
         num_pictures, top1 = mean_point([convit for convit, _ in own.values()])
+        _, plain_top1 = mean_point([result for _, result in own.values()])
         comparisons.append(
             Comparison(
                 fraction=fraction,
                 num_pictures=num_pictures,
                 improvement=relative(top1, plain_top1),
-                improvements=tuple(relative(convit.top1, plain.top1) for convit, plain in own.values()),
-                factor=picture_factor(num_pictures, top1, plain_means),
+                improvements=tuple(relative(convit.top1, result.top1) for convit, result in own.values()),
+                factor=picture_factor(num_pictures, top1, mean_curve(plain, own.keys())),
                 factors=tuple(
-                    picture_factor(convit.num_pictures, convit.top1, plain_curve(pairs, seed))
+                    picture_factor(convit.num_pictures, convit.top1, mean_curve(plain, {seed}))
                     for seed, (convit, _) in own.items()
                 ),
             )
@@ -172,9 +170,13 @@ def mean_point(results: Sequence[Result]) -> tuple[float, float]:
     return statistics.mean(result.num_pictures for result in results), statistics.mean(r.top1 for r in results)
 
 
-def plain_curve(pairs: dict[tuple[float, int], tuple[Result, Result]], seed: int) -> list[tuple[float, float]]:
-    """(pictures, top-1 in percent) of the plain ViT of one seed."""
-    return [(plain.num_pictures, plain.top1) for (_, other), (_, plain) in sorted(pairs.items()) if other == seed]
+def mean_curve(results: Sequence[Result], seeds: Collection[int]) -> list[tuple[float, float]]:
+    """(pictures, top-1 in percent), means over these seeds, of the fractions that all of them have finished."""
+    by_fraction: dict[float, list[Result]] = {}
+    for result in results:
+        if result.seed in seeds:
+            by_fraction.setdefault(result.fraction, []).append(result)
+    return [mean_point(own) for _, own in sorted(by_fraction.items()) if len(own) == len(seeds)]
 
 
 def relative(value: float, reference: float) -> float:
