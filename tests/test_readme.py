@@ -1,10 +1,14 @@
 """The README's promises: its snippets run as they stand, its commands are the ones that are checked."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+
+from comvex.study.plan import Study
+from comvex.study.results import compare, read_result, summarise
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +53,19 @@ def test_every_comvex_command_in_the_readme_is_one_that_the_command_line_takes()
     assert len(lines) >= 3
     for _, command, *arguments in lines:
         tyro.cli(KNOWN[command], args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def test_the_figures_of_the_study_are_those_of_its_recorded_runs():
+    folder = ROOT / "docs" / "results" / "sample-efficiency"
+    stored = json.loads((folder / "study.json").read_text())
+    runs = Study.from_dict(stored).runs(stored["num_pictures"])
+    results = [result for run in runs if (result := read_result(run, folder)) is not None]
+    top1 = {(each.architecture, each.fraction): each.top1 for each in summarise(results)}
+    factors = {comparison.fraction: comparison.factor.value for comparison in compare(results)}
+    told = " ".join(README.split())
+    assert f"With 5,400 pictures ConViT gets {top1['convit', 0.1]:.1f} % of the test pictures right" in told
+    assert f"the plain ViT would need {factors[0.1]:.1f} times as many. With 540 pictures" in told
+    assert f"it would need {factors[0.01]:.1f} times as many for ConViT's {top1['convit', 0.01]:.1f} %." in told
 
 
 def test_files_that_the_readme_names_exist():
