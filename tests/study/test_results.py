@@ -149,9 +149,15 @@ def test_the_tables_say_what_was_found():
     assert lines[2] == "| 100 (10 %) | 60.00 ± 1.41 (2) | 50.00 ± 0.00 (2) | +20.0 | 2.99 | 2.82, 3.16 |"
     assert lines[3] == "| 1,000 (100 %) | 80.00 ± 1.41 (2) | 71.00 ± 1.41 (2) | +12.7 | > 1.00 | > 1.00, > 1.00 |"
     assert comparison_table(summarise(RESULTS[:1]), [])[2] == "| 100 (10 %) | 59.00 (1) | - |  |  |  |"
-    assert accuracy_table(summarise(RESULTS))[2:] == [
+    assert accuracy_table(RESULTS)[2:] == [
         "| ConViT | 60.00 ± 1.41 (2) |  | 80.00 ± 1.41 (2) |  |",
         "| plain ViT | 50.00 ± 0.00 (2) | -10.00 | 71.00 ± 1.41 (2) | -9.00 |",
+    ]
+    first_seed_alone = accuracy_table([*RESULTS[:3], result("neither", 0.1, 2, 40.0)])
+    assert first_seed_alone[2:] == [
+        "| ConViT | 60.00 ± 1.41 (2) |  |",
+        "| plain ViT | 50.00 (1) | -9.00 |",
+        "| neither | 40.00 (1) |  |",
     ]
 
 

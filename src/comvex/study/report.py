@@ -16,8 +16,8 @@ import comvex
 from comvex.files import write_table, write_text
 from comvex.processor import processor_name
 from comvex.study.figures import draw_ablation, draw_learning_curves, draw_sample_efficiency, label
-from comvex.study.plan import CONVIT, PLATEAU_FRACTION, PLATEAU_LENGTH, PlannedRun, Study
-from comvex.study.results import Comparison, Result, Summary, compare, read_result, summarise
+from comvex.study.plan import PLATEAU_FRACTION, PLATEAU_LENGTH, PlannedRun, Study
+from comvex.study.results import Comparison, Result, Summary, compare, mean_differences, read_result, summarise
 from comvex.training.recipe import recipe_words
 
 RESULTS, CURVES, REPORT = "results.csv", "curves.csv", "report.md"
@@ -94,7 +94,7 @@ def report_lines(
     state = f"{len(results)} of {len(runs)} runs are finished; they trained for {hours:.2f} hours in all."
     lines = [f"# {heading}: {Path(study.recipe.data).name}", "", state, ""]
     lines += comparison_table(summaries, comparisons) if study.kind == "sample-efficiency" else []
-    lines += accuracy_table(summaries) if study.kind == "ablation" else []
+    lines += accuracy_table(results) if study.kind == "ablation" else []
     has_figure = study.kind == "ablation" or comparisons
     lines += ["", f"![{heading}]({FIGURE})", ""] if has_figure else [""]
     lines += [f"![Validation accuracy against steps]({CURVES_FIGURE})", ""]
@@ -146,18 +146,18 @@ def accuracy(summary: Summary | None) -> str:
     return f"{summary.top1:.2f}{deviation} ({summary.num_seeds})"
 
 
-def accuracy_table(summaries: Sequence[Summary]) -> list[str]:
+def accuracy_table(results: Sequence[Result]) -> list[str]:
     """A line for each architecture, a column for each fraction, and the difference to ConViT, in Markdown."""
-    found = {(summary.architecture, summary.fraction): summary for summary in summaries}
+    found = {(summary.architecture, summary.fraction): summary for summary in summarise(results)}
     fractions = sorted({fraction for _, fraction in found})
     columns = [text for fraction in fractions for text in (f"{100 * fraction:g} %: top-1, %", "difference")]
     lines = [f"| architecture | {' | '.join(columns)} |", f"| --- | {' | '.join(['---:'] * len(columns))} |"]
+    differences = mean_differences(results)
     for name in dict.fromkeys(architecture for architecture, _ in found):
         cells = [label(name)]
         for fraction in fractions:
-            own, convit = found.get((name, fraction)), found.get((CONVIT, fraction))
-            difference = f"{own.top1 - convit.top1:+.2f}" if own and convit and name != CONVIT else ""
-            cells += [accuracy(own), difference]
+            difference = differences.get((name, fraction))
+            cells += [accuracy(found.get((name, fraction))), "" if difference is None else f"{difference:+.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

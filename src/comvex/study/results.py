@@ -165,6 +165,19 @@ def compare(results: Sequence[Result]) -> list[Comparison]:
     return comparisons
 
 
+def mean_differences(results: Sequence[Result]) -> dict[tuple[str, float], float]:
+    """By how many points of top-1 each architecture differs from ConViT at a fraction: the mean over the seeds that
+    both have finished there.
+    """
+    convit = {(each.fraction, each.seed): each.top1 for each in results if each.architecture == CONVIT}
+    found: dict[tuple[str, float], list[float]] = {}
+    for each in results:
+        if each.architecture != CONVIT and (each.fraction, each.seed) in convit:
+            difference = each.top1 - convit[each.fraction, each.seed]
+            found.setdefault((each.architecture, each.fraction), []).append(difference)
+    return {key: statistics.mean(differences) for key, differences in found.items()}
+
+
 def mean_point(results: Sequence[Result]) -> tuple[float, float]:
     """(pictures, top-1 in percent), means over the seeds."""
     return statistics.mean(result.num_pictures for result in results), statistics.mean(r.top1 for r in results)
