@@ -4,8 +4,6 @@ python benchmarks/digits.py --out runs/digits-benchmark
 """
 
 import argparse
-import os
-import time
 from pathlib import Path
 
 import torch
@@ -13,7 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.svm import SVC
 
-from comvex.processor import processor_name
+from comvex.processor import machine_line
 from comvex.training.recipe import Recipe
 from comvex.training.trainer import train
 
@@ -34,10 +32,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
 
-    print(
-        f"{processor_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"{time.strftime('%Y-%m-%d')}"
-    )
+    print(machine_line(f"{torch.get_num_threads()} threads"))
     print("| seed | ConViT top-1, % | SVC(C=10) top-1, % | ConViT training, s |")
     print("| --- | --- | --- | --- |")
     rows = []

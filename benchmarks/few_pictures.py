@@ -7,14 +7,12 @@ one goes on.
 """
 
 import argparse
-import os
 import statistics
-import time
 from pathlib import Path
 
 import torch
 
-from comvex.processor import processor_name
+from comvex.processor import machine_line
 from comvex.training.recipe import Architecture, Recipe
 from comvex.training.trainer import train
 
@@ -29,10 +27,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
 
-    print(
-        f"{processor_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"{time.strftime('%Y-%m-%d')}, fraction {options.fraction:g}, {options.steps} steps of 128"
-    )
+    machine = machine_line(f"{torch.get_num_threads()} threads")
+    print(f"{machine}, fraction {options.fraction:g}, {options.steps} steps of 128")
     print("| seed | ConViT top-1, % | plain ViT top-1, % | difference | parameters | seconds |")
     print("| --- | --- | --- | --- | --- | --- |")
     rows = []

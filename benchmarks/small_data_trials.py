@@ -11,18 +11,14 @@ processes share the trials: finished runs are kept, an unfinished one goes on.
 import argparse
 import dataclasses
 import json
-import os
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from comvex.data.augmentation import Augmentation
 from comvex.files import write_table, write_text
-from comvex.processor import processor_name
+from comvex.processor import machine_line
 from comvex.study.carry_out import attempt
 from comvex.study.plan import CONVIT, PLAIN, VARIANTS, PlannedRun
 from comvex.study.results import read_result
@@ -113,9 +109,8 @@ def report_lines(rows: list[dict[str, Any]]) -> list[str]:
             cells.append("" if top1 is None or start is None else f"{top1 - start:+.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     hours = sum(row["seconds"] for row in rows) / 3600
-    machine = f"{processor_name()}, {os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
     command = shlex.join(["python", *sys.argv])
-    lines += ["", f"{hours:.2f} hours of training in all; {machine}. Made by `{command}`."]
+    lines += ["", f"{hours:.2f} hours of training in all; {machine_line()}. Made by `{command}`."]
     missing = [name for name in TRIALS if name not in run]
     return [*lines, f"Not run yet: {'; '.join(missing)}."] if missing else lines
 

@@ -11,7 +11,6 @@ repeated: finished runs are kept.
 import argparse
 import copy
 import json
-import os
 import statistics
 import time
 from dataclasses import replace
@@ -24,7 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 from comvex.bench.models import plain_vit
 from comvex.convit import ConViTConfig
 from comvex.files import write_text
-from comvex.processor import processor_name
+from comvex.processor import machine_line
 from comvex.study.carry_out import STUDY, read_study
 from comvex.study.plan import PLAIN, PlannedRun, Study
 from comvex.study.results import read_result
@@ -105,7 +104,7 @@ def main() -> None:
     stored = read_study(options.study / STUDY)
     study = replace(Study.from_dict(stored), fractions=tuple(options.fractions), seeds=tuple(options.seeds))
     lines = [
-        f"{processor_name()}, {os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}",
+        machine_line(),
         "",
         "| fraction | seed | timm's ViT top-1, % | study's plain ViT, % | difference |",
         "| ---: | ---: | ---: | ---: | ---: |",

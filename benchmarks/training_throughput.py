@@ -12,7 +12,6 @@ validation at the end) and the bare loop run one after the other, in an order th
 
 import argparse
 import dataclasses
-import os
 import statistics
 import tempfile
 import time
@@ -26,7 +25,7 @@ from PIL import Image
 from torch import nn
 
 from comvex.data.loading import Batch
-from comvex.processor import processor_name
+from comvex.processor import machine_line
 from comvex.training import trainer
 from comvex.training.plan import Plan, make_plan
 from comvex.training.ranks import Ranks
@@ -87,10 +86,7 @@ def main() -> None:
             recipe = Recipe(data=str(data), model=Architecture(preset="ConViT_Ti"), steps=steps, batch_size=16)
         machine = Options(device="cpu", workers=workers)
         plan = make_plan(recipe, machine, torch.device("cpu"), Ranks())
-        print(
-            f"{processor_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {workers} "
-            f"loader processes, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
-        )
+        print(machine_line(f"{torch.get_num_threads()} threads", f"{workers} loader processes"))
         batches = list(training_batches(plan, step_order(plan, start=0)))
         ratios, rates = [], []
         for round_number in range(options.rounds + 1):

@@ -20,7 +20,7 @@ from comvex.study import figures
 from comvex.study.picture_factor import Factor
 from comvex.study.plan import Study, length
 from comvex.study.report import accuracy_table, command, comparison_table, machine, method_lines, write_report
-from comvex.study.results import Result, compare, summarise
+from comvex.study.results import Result, compare, mean_differences, summarise
 from comvex.training.recipe import Architecture, Recipe
 
 
@@ -149,12 +149,12 @@ def test_the_tables_say_what_was_found():
     assert lines[2] == "| 100 (10 %) | 60.00 ± 1.41 (2) | 50.00 ± 0.00 (2) | +20.0 | 2.99 | 2.82, 3.16 |"
     assert lines[3] == "| 1,000 (100 %) | 80.00 ± 1.41 (2) | 71.00 ± 1.41 (2) | +12.7 | > 1.00 | > 1.00, > 1.00 |"
     assert comparison_table(summarise(RESULTS[:1]), [])[2] == "| 100 (10 %) | 59.00 (1) | - |  |  |  |"
-    assert accuracy_table(RESULTS)[2:] == [
+    assert accuracy_table(summarise(RESULTS), mean_differences(RESULTS))[2:] == [
         "| ConViT | 60.00 ± 1.41 (2) |  | 80.00 ± 1.41 (2) |  |",
         "| plain ViT | 50.00 ± 0.00 (2) | -10.00 | 71.00 ± 1.41 (2) | -9.00 |",
     ]
-    first_seed_alone = accuracy_table([*RESULTS[:3], result("neither", 0.1, 2, 40.0)])
-    assert first_seed_alone[2:] == [
+    few = [*RESULTS[:3], result("neither", 0.1, 2, 40.0)]
+    assert accuracy_table(summarise(few), mean_differences(few))[2:] == [
         "| ConViT | 60.00 ± 1.41 (2) |  |",
         "| plain ViT | 50.00 (1) | -9.00 |",
         "| neither | 40.00 (1) |  |",

@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def report_lines(
     state = f"{len(results)} of {len(runs)} runs are finished; they trained for {hours:.2f} hours in all."
     lines = [f"# {heading}: {Path(study.recipe.data).name}", "", state, ""]
     lines += comparison_table(summaries, comparisons) if study.kind == "sample-efficiency" else []
-    lines += accuracy_table(results) if study.kind == "ablation" else []
+    lines += accuracy_table(summaries, mean_differences(results)) if study.kind == "ablation" else []
     has_figure = study.kind == "ablation" or comparisons
     lines += ["", f"![{heading}]({FIGURE})", ""] if has_figure else [""]
     lines += [f"![Validation accuracy against steps]({CURVES_FIGURE})", ""]
@@ -146,13 +146,12 @@ def accuracy(summary: Summary | None) -> str:
     return f"{summary.top1:.2f}{deviation} ({summary.num_seeds})"
 
 
-def accuracy_table(results: Sequence[Result]) -> list[str]:
+def accuracy_table(summaries: Sequence[Summary], differences: Mapping[tuple[str, float], float]) -> list[str]:
     """A line for each architecture, a column for each fraction, and the difference to ConViT, in Markdown."""
-    found = {(summary.architecture, summary.fraction): summary for summary in summarise(results)}
+    found = {(summary.architecture, summary.fraction): summary for summary in summaries}
     fractions = sorted({fraction for _, fraction in found})
     columns = [text for fraction in fractions for text in (f"{100 * fraction:g} %: top-1, %", "difference")]
     lines = [f"| architecture | {' | '.join(columns)} |", f"| --- | {' | '.join(['---:'] * len(columns))} |"]
-    differences = mean_differences(results)
     for name in dict.fromkeys(architecture for architecture, _ in found):
         cells = [label(name)]
         for fraction in fractions:
