@@ -122,7 +122,7 @@ def read_run(run: Path) -> tuple[Recipe, dict[str, Any]]:
 
 
 def write_weights(run: Path, file: Path) -> None:
-    """The run's best weights in float32 with what is known of them."""
+    """The weights that the run kept, in float32 with what is known of them."""
     model = load_model(run).float()
     assert model.info is not None
     kept = {name: value for name, value in model.info.figures.items() if not name.startswith("test_")}
@@ -227,8 +227,8 @@ clothing.
 
 Fashion-MNIST ([Xiao, Rasul and Vollgraf, 2017](https://arxiv.org/abs/1708.07747), MIT licence): 60,000 training and
 10,000 test pictures of clothing, grey, 28 x 28 pixels, ten classes. It was trained on
-{training["num_training_pictures"]:,} of the training pictures; others of them, set aside for validation, chose the
-epoch; the test pictures are those of the figures above. `pictures/` has the first test picture of each class.
+{training["num_training_pictures"]:,} of the training pictures; {validation_words(training["recipe"]["select"])}. The
+figures above are of the test pictures; `pictures/` has the first of each class.
 
 ## Training
 
@@ -245,6 +245,13 @@ The figures were measured on {figures["measured_on"]}, by
 The weights are, like comvex, under the Apache License 2.0. The pictures in `pictures/` are Zalando's, under the MIT
 licence beside them. The SHA-256 of the weights is in `config.json` and is checked whenever they are loaded.
 """
+
+
+def validation_words(select: str) -> str:
+    """What the other training pictures were for; see ``Recipe.select``."""
+    if select == "best":
+        return "the others, set aside for validation, chose the epoch"
+    return "the others, set aside for validation,\nshowed how it went, and the last epoch was kept"
 
 
 def this_machine() -> str:

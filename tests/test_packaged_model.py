@@ -346,7 +346,7 @@ def few_clothes(monkeypatch: pytest.MonkeyPatch) -> DataSet:
 
 def test_a_run_is_packaged_with_the_figures_that_an_evaluation_finds(script, few_clothes, elsewhere, answer):
     recipe = Recipe(
-        data="fashion-mnist", epochs=10, batch_size=20, learning_rate=5e-3, test=False,
+        data="fashion-mnist", epochs=10, batch_size=20, learning_rate=5e-3, test=False, select="last",
         model=Architecture(dim=32, num_local_layers=1, train_gates=False),
         augment=Augmentation(translation=0.0, zoom=0.0),
     )  # fmt: skip
@@ -368,6 +368,7 @@ def test_a_run_is_packaged_with_the_figures_that_an_evaluation_finds(script, few
 
     text = (out / "README.md").read_text()
     assert "placeholder" not in text
+    assert "the last epoch was kept" in text
     assert f"| test top-1 accuracy | {found['test_top1']:.4g} % |" in text
     command = json.loads((out / "training.json").read_text())["command"]
     assert f"\n{command}\n" in text
