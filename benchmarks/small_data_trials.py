@@ -31,19 +31,27 @@ MODEL: dict[str, Any] = {"dim": 72, "heads": 9, "num_local_layers": 4, "num_nonl
 START: dict[str, Any] = {"learning_rate": 2e-3, "batch_size": 64}
 IN_PLACE: dict[str, Any] = {"augment.rotation": 0.0, "augment.zoom": 0.0, "augment.translation": 0.0}
 FLIPS = IN_PLACE | {"augment.random_erasing": 0.0}
+SHIFTS = FLIPS | {"augment.translation": 0.04}
 TRIALS: dict[str, dict[str, Any]] = {
     "start": {},
     "flips alone": FLIPS,
     "flips and erasing": IN_PLACE,
-    "flips and shifts": FLIPS | {"augment.translation": 0.04},
+    "flips and shifts": SHIFTS,
     "flips, learning rate 0.001": FLIPS | {"learning_rate": 1e-3},
     "flips, drop path 0.1": FLIPS | {"model.drop_path": 0.1},
+    "shifts, learning rate 0.004": SHIFTS | {"learning_rate": 4e-3},
+    "shifts, 4 heads": SHIFTS | {"model.heads": 4},
+    "shifts, init 0.02": SHIFTS | {"model.init_std": 0.02},
+    "shifts, twice as long": SHIFTS | {"length": 2},
+    "shifts, four times as long": SHIFTS | {"length": 4},
 }
-"""What each changes of the start."""
+"""What each changes of the start; with a length of 2 a run shows twice as many pictures."""
 
 
 def trial_recipe(changes: dict[str, Any], *, data: str, shown: int) -> Recipe:
     """The start, changed, with a length of so many pictures shown."""
+    changes = {"length": 1, **changes}
+    length = changes.pop("length")
     settings = START | {name: value for name, value in changes.items() if "." not in name}
     model = {name.removeprefix("model."): value for name, value in changes.items() if name.startswith("model.")}
     augment = {name.removeprefix("augment."): value for name, value in changes.items() if name.startswith("augment.")}
@@ -56,7 +64,7 @@ def trial_recipe(changes: dict[str, Any], *, data: str, shown: int) -> Recipe:
         seed=SEED,
         model=Architecture(**(MODEL | model)),
         augment=Augmentation(**augment),
-        steps=shown // settings["batch_size"],
+        steps=length * shown // settings["batch_size"],
         **settings,
     )
 
@@ -109,8 +117,8 @@ def report_lines(rows: list[dict[str, Any]]) -> list[str]:
             cells.append("" if top1 is None or start is None else f"{top1 - start:+.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     hours = sum(row["seconds"] for row in rows) / 3600
-    command = shlex.join(["python", *sys.argv])
-    lines += ["", f"{hours:.2f} hours of training in all; {machine_line()}. Made by `{command}`."]
+    page = f"This page: {machine_line()}, `{shlex.join(['python', *sys.argv])}`"
+    lines += ["", f"{hours:.2f} hours of training in all. {page}; without --only the command trains what is missing."]
     missing = [name for name in TRIALS if name not in run]
     return [*lines, f"Not run yet: {'; '.join(missing)}."] if missing else lines
 

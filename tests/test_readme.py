@@ -66,6 +66,9 @@ def test_the_figures_of_the_study_are_those_of_its_recorded_runs():
     assert f"With 5,400 pictures ConViT gets {top1['convit', 0.1]:.1f} % of the test pictures right" in told
     assert f"the plain ViT would need {factors[0.1]:.1f} times as many. With 540 pictures" in told
     assert f"it would need {factors[0.01]:.1f} times as many for ConViT's {top1['convit', 0.01]:.1f} %." in told
+    single = {comparison.fraction: sorted(f.value for f in comparison.factors) for comparison in compare(results)}
+    assert f"lie between {single[0.01][0]:.1f} and {single[0.01][-1]:.1f} with 540 pictures" in told
+    assert f"from {single[0.1][0]:.1f} up with 5,400." in told
 
 
 def test_files_that_the_readme_names_exist():

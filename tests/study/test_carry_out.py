@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,19 @@ from safetensors.torch import load_file
 from commands import Command
 from comvex import run_folder
 from comvex.data.sources import open_data
+from comvex.errors import UserError
 from comvex.files import read_table
-from comvex.study.carry_out import carry_out, count_pictures, duration, progress_line
+from comvex.study import carry_out as carrying_out
+from comvex.study.carry_out import (
+    carry_out,
+    count_pictures,
+    duration,
+    fitting_fractions,
+    progress_line,
+    seconds_left,
+)
 from comvex.study.plan import Study
-from comvex.study.results import RUNS
+from comvex.study.results import RUNS, read_result
 from comvex.training import trainer
 from comvex.training.build import build_model
 from comvex.training.recipe import Architecture, Options, Recipe
@@ -32,7 +42,7 @@ STUDY = Study("sample-efficiency", RECIPE, (0.1, 1.0), (0, 1))
 ARGUMENTS = [
     "study", "sample-efficiency", "--data", "digits", "--model.dim", "32", "--model.heads", "4",
     "--model.num-local-layers", "1", "--model.num-nonlocal-layers", "1", "--steps", "4", "--batch-size", "32",
-    "--patience", "1", "--fractions", "0.1", "1", "--seeds", "0", "1", "--threads", "1", "--json",
+    "--patience", "1", "--select", "best", "--fractions", "0.1", "1", "--seeds", "0", "1", "--threads", "1", "--json",
 ]  # fmt: skip
 """The same study as a command."""
 OPTIONS = Options(threads=1)
@@ -75,7 +85,7 @@ def test_every_run_is_in_the_table_with_the_figures_of_its_own_folder(undisturbe
         assert summary["evaluated_on"] == "test"
         steps = [int(line.split(",")[1]) for line in (run / "metrics.csv").read_text().splitlines()[1:]]
         assert int(row["steps"]) == steps[-1]
-        assert steps[-1] == 4 if row["fraction"] == "1.0" else steps[-1] <= 8
+        assert steps[-1] <= 4
     with (out / "curves.csv").open(newline="") as stream:
         curves = list(csv.DictReader(stream))
     assert {(row["architecture"], row["fraction"], row["seed"]) for row in curves} == {
@@ -121,9 +131,9 @@ def test_the_report_and_the_figures_are_there(undisturbed):
     out, _, report = undisturbed
     text = (out / "report.md").read_text()
     assert "8 of 8 runs are finished" in text
-    few = [run for run in STUDY.runs(1295) if run.fraction == 0.1]
-    num_early = sum(read_table(out / RUNS / run.name / "metrics.csv")[-1]["step"] < run.recipe.steps for run in few)
-    assert f"ended {num_early} of these 4 runs before their last step" in text
+    runs = STUDY.runs(1295)
+    num_early = sum(read_table(out / RUNS / run.name / "metrics.csv")[-1]["step"] < run.recipe.steps for run in runs)
+    assert f"ended {num_early} of the 8 runs before their last step" in text
     for architecture, fraction in (("convit", 0.1), ("plain", 1.0)):
         [own] = [s for s in report["summary"] if (s["architecture"], s["fraction"]) == (architecture, fraction)]
         assert f"{own['top1']:.2f} ± {own['deviation']:.2f} (2)" in text
@@ -197,6 +207,39 @@ def test_more_seeds_add_runs_and_another_recipe_is_refused_with_the_difference(u
         carry_out(STUDY, out, options=Options(overwrite=True))
 
 
+def test_a_run_trained_otherwise_is_not_taken_for_one_of_the_study(undisturbed, tmp_path):
+    out = Path(shutil.copytree(undisturbed[0], tmp_path / "study"))
+    file = out / RUNS / "plain-10pc-seed1" / run_folder.RECIPE
+    stored = json.loads(file.read_text())
+    stored["recipe"]["learning_rate"] = 0.5
+    file.write_text(json.dumps(stored))
+    with pytest.raises(
+        ValueError, match=r"plain-10pc-seed1 was not trained as the study says \(learning_rate: 0\.5 ->"
+    ):
+        carry_out(STUDY, out, options=OPTIONS)
+
+
+def test_a_run_that_fails_is_named_once_the_others_are_finished(undisturbed, tmp_path, monkeypatch, capsys):
+    out = Path(shutil.copytree(undisturbed[0], tmp_path / "study"))
+    for name in ("convit-10pc-seed0", "plain-10pc-seed0"):
+        shutil.rmtree(out / RUNS / name)
+    original = carrying_out.train
+
+    def failing(recipe, folder, *, options):
+        if folder.name == "convit-10pc-seed0":
+            raise UserError("the loss is no longer finite")
+        return original(recipe, folder, options=options)
+
+    monkeypatch.setattr(carrying_out, "train", failing)
+    message = "^1 of 8 runs failed, the others are finished; the first that did is convit-10pc-seed0: the loss is no"
+    with pytest.raises(ValueError, match=message):
+        carry_out(STUDY, out, options=OPTIONS, poll=0.1)
+    assert "study: convit, 10 % of the pictures, seed 0 failed: the loss is no longer" in capsys.readouterr().err
+    assert "7 of 8 runs are finished" in (out / "report.md").read_text()
+    monkeypatch.undo()
+    assert carry_out(STUDY, out, options=OPTIONS)["num_finished"] == 8
+
+
 def test_data_without_test_pictures_or_with_several_labels_are_refused(tmp_path):
     table = shape_pictures(tmp_path / "shapes", num=40)
     with pytest.raises(ValueError, match="several labels each: a study compares top-1"):
@@ -213,7 +256,7 @@ def test_data_without_test_pictures_or_with_several_labels_are_refused(tmp_path)
     assert not (tmp_path / "two").exists()
 
 
-def test_fractions_that_leave_no_pictures_are_refused_with_the_smallest_that_would_do(tmp_path):
+def test_fractions_that_leave_no_pictures_are_refused_or_left_out_by_default(tmp_path, capsys):
     for label in ("dark", "bright"):
         (tmp_path / "pictures" / label).mkdir(parents=True)
         for number in range(40):
@@ -227,15 +270,24 @@ def test_fractions_that_leave_no_pictures_are_refused_with_the_smallest_that_wou
     with pytest.raises(ValueError, match=message):
         carry_out(Study("sample-efficiency", recipe, (0.01, 0.1, 1.0), (0,)), tmp_path / "study")
     assert not (tmp_path / "study").exists()
+    assert fitting_fractions("sample-efficiency", recipe) == (0.3, 1.0)
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1] for line in told] == [f"without the fraction {share}" for share in (0.01, 0.05, 0.1)]
     assert count_pictures(Study("sample-efficiency", recipe, (0.167, 1.0), (0,))) == 58
 
 
 def test_the_line_between_runs_tells_the_time_left(undisturbed, tmp_path):
     runs = STUDY.runs(1295)
-    assert progress_line(runs, tmp_path, following=runs[0]) == (
-        "study: 0 of 8 runs finished; next convit, 10 % of the pictures, seed 0"
-    )
-    assert progress_line(runs, undisturbed[0]).startswith("study: 8 of 8 runs finished, about 0 s left")
+    line = partial(progress_line, runs, num_pictures=1295)
+    assert line(tmp_path, following=runs[0]) == "study: 0 of 8 runs finished; next convit, 10 % of the pictures, seed 0"
+    assert line(undisturbed[0]).startswith("study: 8 of 8 runs finished, about 0 s left")
+    finished = read_result(runs[0], undisturbed[0])
+    assert finished is not None
+    slow = dataclasses.replace(finished, steps=10, seconds=50.0)
+    open_runs = runs[:2]  # of four steps each, one of which has done two
+    (tmp_path / RUNS / runs[1].name / "checkpoints" / "step-00000002").mkdir(parents=True)
+    assert seconds_left(open_runs, [slow], tmp_path, num_pictures=1295) == 5.0 * (4 + 2)
+    assert seconds_left(open_runs, [], tmp_path, num_pictures=1295) is None
     assert [duration(seconds) for seconds in (40, 754, 11_100)] == ["40 s", "13 min", "3 h 05 min"]
 
 

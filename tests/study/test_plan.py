@@ -49,29 +49,31 @@ def test_the_rows_of_the_ablation_are_those_of_table_3():
     }
 
 
-def test_epochs_are_multiplied_by_one_over_the_fraction_and_up_to_thirty_percent_runs_are_twice_as_long():
+def test_epochs_are_multiplied_by_one_over_the_fraction():
     lengths = {run.fraction: (run.recipe.epochs, run.recipe.patience) for run in study(seeds=(0,)).runs(FASHION)}
-    assert lengths == {0.01: (4000, None), 0.05: (800, None), 0.1: (400, None), 0.3: (133, None), 1.0: (20, None)}
+    assert lengths == {0.01: (2000, None), 0.05: (400, None), 0.1: (200, None), 0.3: (67, None), 1.0: (20, None)}
     own = study(recipe=dataclasses.replace(RECIPE, patience=3), seeds=(0,)).runs(FASHION)
-    assert {run.recipe.select for run in own} == {"best"}
-    assert {run.recipe.select for run in study(seeds=(0,)).runs(FASHION)} == {"last"}
     assert {run.fraction: run.recipe.patience for run in own} == {0.01: 300, 0.05: 60, 0.1: 30, 0.3: 10, 1.0: 3}
-    assert [run.is_longer for run in study(fractions=(0.3, 0.31), seeds=(0,)).runs(FASHION)] == [True] * 2 + [False] * 2
 
 
-def test_steps_are_the_same_at_every_fraction_but_twice_as_many_up_to_thirty_percent():
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_the_recipe_says_which_epoch_is_tested(select):
+    own = study(recipe=dataclasses.replace(RECIPE, select=select)).runs(FASHION)
+    assert {run.recipe.select for run in own} == {select}
+
+
+def test_steps_are_the_same_at_every_fraction():
     recipe = dataclasses.replace(RECIPE, epochs=None, steps=5400)  # ten epochs of all pictures
-    lengths = {run.fraction: run.recipe.steps for run in study(recipe=recipe, seeds=(0,)).runs(FASHION)}
-    assert lengths == {0.01: 10800, 0.05: 10800, 0.1: 10800, 0.3: 10800, 1.0: 5400}
+    assert {run.recipe.steps for run in study(recipe=recipe, seeds=(0,)).runs(FASHION)} == {5400}
 
 
 def test_a_smaller_stretch_gives_few_pictures_fewer_steps():
     lengths = {run.fraction: run.recipe.epochs for run in study(seeds=(0,), stretch=0.5).runs(FASHION)}
-    assert lengths == {0.01: 400, 0.05: 179, 0.1: 126, 0.3: 73, 1.0: 20}
+    assert lengths == {0.01: 200, 0.05: 89, 0.1: 63, 0.3: 37, 1.0: 20}
     recipe = dataclasses.replace(RECIPE, epochs=None, steps=5400)
     runs = study(recipe=recipe, seeds=(0,), stretch=0.5).runs(FASHION)
-    # 2 x 5400 x fraction / sqrt(fraction) up to 30 %
-    assert {run.fraction: run.recipe.steps for run in runs} == {0.01: 1080, 0.05: 2415, 0.1: 3415, 0.3: 5915, 1.0: 5400}
+    # 5400 x fraction / sqrt(fraction)
+    assert {run.fraction: run.recipe.steps for run in runs} == {0.01: 540, 0.05: 1207, 0.1: 1708, 0.3: 2958, 1.0: 5400}
     own = study(recipe=dataclasses.replace(recipe, patience=5), seeds=(0,), stretch=0.5).runs(FASHION)
     assert {run.fraction: run.recipe.patience for run in own} == {0.01: 50, 0.05: 23, 0.1: 16, 0.3: 10, 1.0: 5}
 

@@ -2,9 +2,7 @@
 
 import dataclasses
 import math
-import os
 import shlex
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +13,12 @@ from matplotlib.figure import Figure
 
 import comvex
 from comvex.commands.study import RunStudy
-from comvex.processor import processor_name
+from comvex.processor import machine_line
 from comvex.study import figures
 from comvex.study.picture_factor import Factor
 from comvex.study.plan import Study, length
-from comvex.study.report import accuracy_table, command, comparison_table, machine, method_lines, write_report
-from comvex.study.results import Result, compare, mean_differences, summarise
+from comvex.study.report import accuracy_table, command, comparison_table, machine_lines, method_lines, write_report
+from comvex.study.results import Result, compare, differences_to_convit, next_seed_within, summarise
 from comvex.training.recipe import Architecture, Recipe
 
 
@@ -33,7 +31,7 @@ def result(architecture: str, fraction: float, seed: int, top1: float) -> Result
         steps=10,
         top1=top1,
         seconds=2.0,
-        is_longer=fraction <= 0.1,
+        machine=None,
         ended_early=False,
         curve=((5, top1 - 1), (10, top1)),
     )
@@ -93,25 +91,34 @@ def test_a_run_that_still_rises_is_told_from_one_at_its_plateau():
     assert (rising.late_change, flat.late_change) == (10.0, 0.0)
     study = Study("sample-efficiency", Recipe(), (0.1,), (0, 1))
     text = words(study, [rising, dataclasses.replace(flat, architecture="plain")])
-    assert "the fifth before is +10.00 (ConViT, 10 %), +0.00 (plain ViT, 10 %)." in text
+    assert "the fifth before: +10.00 (ConViT, 10 %), +0.00 (plain ViT, 10 %)." in text
     assert "atience" not in text
     patient = Study("sample-efficiency", Recipe(patience=4), (0.1,), (0, 1))
     early = [dataclasses.replace(rising, ended_early=True), flat]
     assert "Patience of 4 epochs" in (text := words(patient, early))
-    assert "ended 1 of these 2 runs before their last step" in text
+    assert "ended 1 of the 2 runs before their last step" in text
 
 
-def test_the_report_warns_of_factors_that_reach_where_runs_are_shorter():
-    study = Study("sample-efficiency", Recipe(epochs=3), (0.1, 1.0), (0, 1))
-    warning = "a factor that reaches there may be too large"
-    assert warning in words(study, RESULTS)
-    assert warning not in words(study, RESULTS[:4])
+def test_the_report_says_where_one_seed_more_is_expected():
+    # Student's t for 2 degrees of freedom is 4.303, for 1 it is 12.706
+    assert next_seed_within(3) == pytest.approx(4.303 * math.sqrt(4 / 3), abs=1e-3)
+    assert next_seed_within(2) == pytest.approx(12.706 * math.sqrt(3 / 2), abs=1e-3)
+    study = Study("sample-efficiency", Recipe(), (0.1,), (0, 1))
+    assert "within 15.6 deviations of the mean of 2." in words(study, RESULTS)
+    assert "One seed more" not in words(study, RESULTS[:1])
 
 
-def test_the_report_says_when_and_where_it_was_written():
-    told = machine()
-    assert told.startswith(f"Written on {time.strftime('%Y-%m-%d')} with comvex {comvex.__version__}, PyTorch 2.")
-    assert told.endswith(f" on {processor_name()} with {os.cpu_count()} cores.")
+def test_the_report_says_where_the_runs_were_trained_and_where_it_was_written():
+    trained = [dataclasses.replace(each, machine="a machine") for each in RESULTS[:3]]
+    *told, page = machine_lines([*trained, *RESULTS[3:]])
+    assert told == [
+        "Where the runs ended:",
+        "",
+        "- 3 of the runs: a machine",
+        "- 5 of the runs: where they were trained was not noted",
+        "",
+    ]
+    assert page == f"This page: {machine_line(f'comvex {comvex.__version__}')}"
 
 
 @pytest.mark.parametrize("stretch", [0.0, 0.3, 1.0])
@@ -149,14 +156,14 @@ def test_the_tables_say_what_was_found():
     assert lines[2] == "| 100 (10 %) | 60.00 ± 1.41 (2) | 50.00 ± 0.00 (2) | +20.0 | 2.99 | 2.82, 3.16 |"
     assert lines[3] == "| 1,000 (100 %) | 80.00 ± 1.41 (2) | 71.00 ± 1.41 (2) | +12.7 | > 1.00 | > 1.00, > 1.00 |"
     assert comparison_table(summarise(RESULTS[:1]), [])[2] == "| 100 (10 %) | 59.00 (1) | - |  |  |  |"
-    assert accuracy_table(summarise(RESULTS), mean_differences(RESULTS))[2:] == [
+    assert accuracy_table(summarise(RESULTS), differences_to_convit(RESULTS))[2:] == [
         "| ConViT | 60.00 ± 1.41 (2) |  | 80.00 ± 1.41 (2) |  |",
-        "| plain ViT | 50.00 ± 0.00 (2) | -10.00 | 71.00 ± 1.41 (2) | -9.00 |",
+        "| plain ViT | 50.00 ± 0.00 (2) | -10.00 ± 1.41 (2) | 71.00 ± 1.41 (2) | -9.00 ± 2.83 (2) |",
     ]
     few = [*RESULTS[:3], result("neither", 0.1, 2, 40.0)]
-    assert accuracy_table(summarise(few), mean_differences(few))[2:] == [
+    assert accuracy_table(summarise(few), differences_to_convit(few))[2:] == [
         "| ConViT | 60.00 ± 1.41 (2) |  |",
-        "| plain ViT | 50.00 (1) | -9.00 |",
+        "| plain ViT | 50.00 (1) | -9.00 (1) |",
         "| neither | 40.00 (1) |  |",
     ]
 

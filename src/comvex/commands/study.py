@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from comvex.help import DEFAULT_TOLD
-from comvex.study.plan import FRACTIONS, Study
+from comvex.study.plan import STANDARD, Study
 from comvex.training.recipe import Options, Recipe
 
 
@@ -22,35 +22,36 @@ class RunStudy:
       comvex study sample-efficiency --data FOLDER --out studies/mine   # ConViT and a plain ViT on 1 to 100 %
       comvex study ablation --data FOLDER --out studies/parts           # the paper's Table 3
 
-    All runs have the same recipe, whose settings are those of comvex train. Up to 30 % of the pictures a run is twice
-    as long, to bring its validation curve to its plateau. The last epoch of each is tested, with --patience the best in
-    validation; --select is passed over. Stop it whenever you like and repeat the command to go on;
-    the same command in several terminals, or on several machines with one disk, shares the runs out among them.
+    All runs have the same recipe, whose settings are those of comvex train; --epochs are those of all pictures. The
+    last epoch of each run is tested; --patience wants --select best. Stop it whenever you like and repeat the command
+    to go on; the same command in several terminals, or on several machines with one disk, shares the runs out among
+    them: give each --threads, so that together they have no more than there are cores.
 
     OUT/report.md has the table, the figures and how they were measured; results.csv has every run.
     """
 
     kind: Annotated[Positional[Literal["sample-efficiency", "ablation"]], arg(name="study", metavar="STUDY")]
     """sample-efficiency: ConViT beside a plain ViT of the same code. ablation: the rows of the paper's Table 3."""
-    recipe: Annotated[Recipe, arg(name="")] = field(default_factory=lambda: Recipe(data="fashion-mnist"))
+    recipe: Annotated[Recipe, arg(name="")] = field(default_factory=lambda: STANDARD)
     options: Annotated[Options, arg(name="")] = field(default_factory=Options)
     out: Annotated[Path | None, DEFAULT_TOLD] = None
     """Folder for the report and the runs. Default: studies/STUDY-DATA."""
     fractions: Annotated[tuple[float, ...], DEFAULT_TOLD] = ()
-    """Shares of the training pictures. Default: 0.01 0.05 0.1 0.3 1, ablation 0.1 1."""
+    """Shares of the training pictures. Default: 0.01 0.05 0.1 0.3 1, ablation 0.1 1, as far as the data have enough."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each decides pictures, initial weights, order and augmentation of one run per architecture and fraction."""
     stretch: float = 1.0
     """Epochs of a fraction are multiplied by (1 / fraction) to this power. 1, as in the paper, gives every fraction as
-    many steps, and twice that up to 30 %; 0.5 is much shorter, where few pictures are learnt sooner."""
+    many steps; 0.5 is much shorter, where few pictures are learnt sooner."""
     json: bool = False
     """Print the figures as one JSON object on standard output, and nothing else there."""
 
     def run(self) -> int:
-        from comvex.study.carry_out import carry_out
+        from comvex.study.carry_out import carry_out, fitting_fractions
         from comvex.training.stopping import StoppedError
 
-        study = Study(self.kind, self.recipe, self.fractions or FRACTIONS[self.kind], self.seeds, self.stretch)
+        fractions = self.fractions or fitting_fractions(self.kind, self.recipe)
+        study = Study(self.kind, self.recipe, fractions, self.seeds, self.stretch)
         out = self.out if self.out is not None else Path("studies") / f"{self.kind}-{Path(self.recipe.data).name}"
         try:
             report = carry_out(study, out, options=self.options)

@@ -6,10 +6,10 @@ import dataclasses
 import json
 import math
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ from comvex import run_folder
 from comvex.data.sources import open_data
 from comvex.errors import UserError
 from comvex.files import write_text
-from comvex.study.plan import PlannedRun, Study
+from comvex.study.plan import FRACTIONS, Kind, PlannedRun, Study
 from comvex.study.report import write_report
 from comvex.study.results import RUNS, Result, read_result
-from comvex.training.recipe import Options, differences
+from comvex.training.recipe import Options, Recipe, differences
+from comvex.training.runs import last_step
 from comvex.training.trainer import train
 
 STUDY = "study.json"
-FORMAT = 1
+FORMAT = 2
 POLL_SECONDS = 5.0
 """How often a worker that has nothing left to do looks whether the others have."""
 DRAW_SECONDS = 60.0
@@ -39,8 +40,8 @@ def carry_out(study: Study, out: Path, *, options: Options | None = None, poll: 
     are finished. The tables are written anew after each run, the figures once a minute. Returns what ``write_report``
     does.
 
-    Raises ``ValueError`` for a folder that holds something else or another study, or data that do not fit, and
-    ``StoppedError``, after a checkpoint, if a signal asks for a stop.
+    Raises ``ValueError`` for a folder that holds something else or another study, data that do not fit, and, once all
+    others are finished, for runs that failed; and ``StoppedError``, after a checkpoint, if a signal asks for a stop.
     """
     options = options or Options()
     if options.overwrite:
@@ -51,22 +52,36 @@ def carry_out(study: Study, out: Path, *, options: Options | None = None, poll: 
         raise UserError("A study does not run under torchrun: repeat its command in several terminals instead.")
     known, num_pictures = begin(study, out)
     runs, known_runs = study.runs(num_pictures), known.runs(num_pictures)
+    failed: dict[str, UserError] = {}
     said, drawn = "", -math.inf
-    while waiting := [run for run in runs if read_result(run, out) is None]:
+    while waiting := [run for run in runs if run.name not in failed and read_result(run, out) is None]:
         trained = 0
         for run in waiting:
-            if attempt(run, out, options, announce=lambda run=run: say(progress_line(runs, out, following=run))):
-                trained += 1
-                draw = time.monotonic() - drawn > DRAW_SECONDS
-                write_report(known, known_runs, out, draw=draw)
-                drawn = time.monotonic() if draw else drawn
+            line = partial(progress_line, runs, out, num_pictures=num_pictures)
+            try:
+                if not attempt(run, out, options, announce=lambda line=line, run=run: say(line(following=run))):
+                    continue
+            except UserError as error:
+                failed[run.name] = error
+                say(f"study: {run} failed: {error}")
+                continue
+            trained += 1
+            draw = time.monotonic() - drawn > DRAW_SECONDS
+            write_report(known, known_runs, out, draw=draw)
+            drawn = time.monotonic() if draw else drawn
         if not trained:
-            line = progress_line(runs, out)
+            line = progress_line(runs, out, num_pictures=num_pictures)
             if line != said:
                 say(line)
                 said = line
             time.sleep(poll)
-    return write_report(known, known_runs, out)
+    report = write_report(known, known_runs, out)
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed, the others are finished; the first that did is {name}: {error}"
+        )
+    return report
 
 
 def begin(study: Study, out: Path) -> tuple[Study, int]:
@@ -149,14 +164,30 @@ def attempt(run: PlannedRun, out: Path, options: Options, *, announce: Callable[
     return True
 
 
-def progress_line(runs: Sequence[PlannedRun], out: Path, *, following: PlannedRun | None = None) -> str:
+def fitting_fractions(kind: Kind, recipe: Recipe) -> tuple[float, ...]:
+    """The fractions of a study by default, without those that would leave no picture to train on or to validate."""
+    open_data(recipe.data, val_fraction=recipe.val_fraction)  # raises what is wrong with the data themselves
+    fitting = []
+    for fraction in FRACTIONS[kind]:
+        try:
+            open_data(recipe.data, val_fraction=recipe.val_fraction, fraction=fraction)
+        except UserError as error:
+            say(f"study: without the fraction {fraction:g}: {error}")
+        else:
+            fitting.append(fraction)
+    return tuple(fitting)
+
+
+def progress_line(
+    runs: Sequence[PlannedRun], out: Path, *, num_pictures: int, following: PlannedRun | None = None
+) -> str:
     """How far the whole study is, and the time left for as many workers as are at it now."""
     results = [read_result(run, out) for run in runs]
     finished = [result for result in results if result is not None]
     open_runs = [run for run, result in zip(runs, results, strict=True) if result is None]
     busy = sum(run is not following and is_busy(out / RUNS / run.name) for run in open_runs)
     line = f"study: {len(finished)} of {len(runs)} runs finished"
-    seconds = seconds_left(open_runs, finished)
+    seconds = seconds_left(open_runs, finished, out, num_pictures=num_pictures)
     if seconds is not None:
         workers = busy + (following is not None)
         line += f", about {duration(seconds / max(1, workers))} left"
@@ -176,16 +207,17 @@ def is_busy(folder: Path) -> bool:
         return True
 
 
-def seconds_left(open_runs: Sequence[PlannedRun], finished: Sequence[Result]) -> float | None:
-    """Work left, as finished runs of the same fraction, or of any, took; None if nothing is finished yet."""
+def seconds_left(
+    open_runs: Sequence[PlannedRun], finished: Sequence[Result], out: Path, *, num_pictures: int
+) -> float | None:
+    """The steps left, each of which takes what those of the finished runs took; None if nothing is finished yet."""
     if not finished:
         return None
-    overall = statistics.mean(result.seconds for result in finished)
-    left = 0.0
+    left = 0
     for run in open_runs:
-        alike = [result.seconds for result in finished if result.fraction == run.fraction]
-        left += statistics.mean(alike) if alike else overall
-    return left
+        done = last_step(out / RUNS / run.name) or 0
+        left += max(0, run.recipe.num_steps(round(run.fraction * num_pictures)) - done)
+    return left * sum(result.seconds for result in finished) / sum(result.steps for result in finished)
 
 
 def duration(seconds: float) -> str:

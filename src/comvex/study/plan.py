@@ -34,15 +34,11 @@ FRACTIONS: dict[str, tuple[float, ...]] = {
     "ablation": (0.1, 1.0),
 }
 
-SWITCHES = ("use_gpsa", "train_gates", "convolutional_init", "freeze_positional")
+STANDARD = Recipe(data="fashion-mnist", select="last")
+"""What a study starts from. The last epoch is tested: of the few pictures that a fraction leaves for validation the
+best epoch would be the luckiest of many."""
 
-PLATEAU_FRACTION = 0.3
-"""Up to this share of the pictures runs are longer, to bring their validation curves to their plateaus: ConViT's of up
-to a tenth, and those of the plain ViT that has up to three times the pictures, with which it is compared; ..."""
-PLATEAU_LENGTH = 2
-"""... they take that many times the epochs, down to the lowest learning rate. To end a run where its figure has not
-risen for a while would end it by luck: few pictures leave few for validation, and much is learnt while the learning
-rate falls."""
+SWITCHES = ("use_gpsa", "train_gates", "convolutional_init", "freeze_positional")
 
 
 @dataclass(frozen=True)
@@ -60,11 +56,6 @@ class PlannedRun:
         """Of its folder."""
         return f"{self.architecture.replace(' ', '-')}-{100 * self.fraction:g}pc-seed{self.seed}"
 
-    @property
-    def is_longer(self) -> bool:
-        """Whether it takes ``PLATEAU_LENGTH`` times the epochs."""
-        return self.fraction <= PLATEAU_FRACTION
-
     def __str__(self) -> str:
         return f"{self.architecture}, {100 * self.fraction:g} % of the pictures, seed {self.seed}"
 
@@ -80,7 +71,7 @@ class Study:
     seeds: tuple[int, ...]
     stretch: float = 1.0
     """Epochs of a fraction are multiplied by (1 / fraction) to this power: 1, as in the paper, gives every fraction as
-    many steps, and twice that up to 30 %; less saves time where few pictures are learnt sooner."""
+    many steps; less saves time where few pictures are learnt sooner."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.stretch <= 1:
@@ -131,12 +122,8 @@ class Study:
         ]
 
     def run_recipe(self, architecture: str, fraction: float, seed: int, num_pictures: int) -> Recipe:
-        """The recipe of one run: with fewer pictures it takes more epochs, as ``stretch`` says.
-
-        Its last epoch is tested, or with patience the best in validation.
-        """
+        """The recipe of one run: with fewer pictures it takes more epochs, as ``stretch`` says."""
         changes: dict[str, Any] = {"fraction": fraction, "seed": seed, "split_seed": seed}
-        changes |= {"select": "last" if self.recipe.patience is None else "best"}
         changes |= length(self.recipe, fraction, num_pictures, stretch=self.stretch)
         model = dataclasses.replace(self.recipe.model, **VARIANTS[self.kind][architecture])
         return dataclasses.replace(self.recipe, model=model, **changes)
@@ -166,17 +153,12 @@ class Study:
 def length(recipe: Recipe, fraction: float, num_pictures: int, *, stretch: float) -> dict[str, int | None]:
     """Epochs (or steps, if the recipe counts those) and patience of a run with a share of the pictures.
 
-    Up to ``PLATEAU_FRACTION`` of the pictures it is ``PLATEAU_LENGTH`` times as long. Epochs and patience are meant for
-    all pictures, and multiplied by (1 / fraction) to the power ``stretch``; an epoch has as many steps as there are
-    pictures.
+    Epochs and patience are meant for all pictures, and multiplied by (1 / fraction) to the power ``stretch``; an epoch
+    has as many steps as there are pictures.
     """
-    epochs = recipe.num_epochs(num_pictures)
-    if recipe.steps is not None:
-        epochs = math.ceil(recipe.steps / recipe.steps_per_epoch(num_pictures))
-    longer = PLATEAU_LENGTH if fraction <= PLATEAU_FRACTION else 1
-    more_epochs = fraction**-stretch
     patience = recipe.patience
+    more_epochs = fraction**-stretch
     scaled = {"patience": None if patience is None else math.ceil(patience * more_epochs)}
     if recipe.steps is not None:
-        return {"steps": max(1, round(longer * recipe.steps * fraction * more_epochs)), **scaled}
-    return {"epochs": round(longer * epochs * more_epochs), **scaled}
+        return {"steps": max(1, round(recipe.steps * fraction * more_epochs)), **scaled}
+    return {"epochs": round(recipe.num_epochs(num_pictures) * more_epochs), **scaled}

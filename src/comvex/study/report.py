@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
 import shlex
-import time
+import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import comvex
 from comvex.files import write_table, write_text
-from comvex.processor import processor_name
+from comvex.processor import machine_line
 from comvex.study.figures import draw_ablation, draw_learning_curves, draw_sample_efficiency, label
-from comvex.study.plan import PLATEAU_FRACTION, PLATEAU_LENGTH, PlannedRun, Study
-from comvex.study.results import Comparison, Result, Summary, compare, mean_differences, read_result, summarise
+from comvex.study.plan import STANDARD, PlannedRun, Study
+from comvex.study.results import (
+    Comparison,
+    Result,
+    Summary,
+    compare,
+    differences_to_convit,
+    next_seed_within,
+    read_result,
+    summarise,
+)
 from comvex.training.recipe import recipe_words
 
 RESULTS, CURVES, REPORT = "results.csv", "curves.csv", "report.md"
@@ -94,7 +101,7 @@ def report_lines(
     state = f"{len(results)} of {len(runs)} runs are finished; they trained for {hours:.2f} hours in all."
     lines = [f"# {heading}: {Path(study.recipe.data).name}", "", state, ""]
     lines += comparison_table(summaries, comparisons) if study.kind == "sample-efficiency" else []
-    lines += accuracy_table(summaries, mean_differences(results)) if study.kind == "ablation" else []
+    lines += accuracy_table(summaries, differences_to_convit(results)) if study.kind == "ablation" else []
     has_figure = study.kind == "ablation" or comparisons
     lines += ["", f"![{heading}]({FIGURE})", ""] if has_figure else [""]
     lines += [f"![Validation accuracy against steps]({CURVES_FIGURE})", ""]
@@ -108,7 +115,7 @@ def report_lines(
         "```",
         "",
     ]
-    lines += [machine(), "", f"Each run is in [{RESULTS}]({RESULTS}), its curve in [{CURVES}]({CURVES})."]
+    lines += [*machine_lines(results), "", f"Each run is in [{RESULTS}]({RESULTS}), its curve in [{CURVES}]({CURVES})."]
     return lines
 
 
@@ -146,7 +153,7 @@ def accuracy(summary: Summary | None) -> str:
     return f"{summary.top1:.2f}{deviation} ({summary.num_seeds})"
 
 
-def accuracy_table(summaries: Sequence[Summary], differences: Mapping[tuple[str, float], float]) -> list[str]:
+def accuracy_table(summaries: Sequence[Summary], differences: Mapping[tuple[str, float], Sequence[float]]) -> list[str]:
     """A line for each architecture, a column for each fraction, and the difference to ConViT, in Markdown."""
     found = {(summary.architecture, summary.fraction): summary for summary in summaries}
     fractions = sorted({fraction for _, fraction in found})
@@ -155,39 +162,54 @@ def accuracy_table(summaries: Sequence[Summary], differences: Mapping[tuple[str,
     for name in dict.fromkeys(architecture for architecture, _ in found):
         cells = [label(name)]
         for fraction in fractions:
-            difference = differences.get((name, fraction))
-            cells += [accuracy(found.get((name, fraction))), "" if difference is None else f"{difference:+.2f}"]
+            cells += [accuracy(found.get((name, fraction))), mean_of(differences.get((name, fraction), ()))]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
+def mean_of(differences: Sequence[float]) -> str:
+    """Mean, deviation, and of how many: -0.56 ± 0.30 (2)."""
+    if not differences:
+        return ""
+    deviation = f" ± {statistics.stdev(differences):.2f}" if len(differences) > 1 else ""
+    return f"{statistics.mean(differences):+.2f}{deviation} ({len(differences)})"
+
+
 def method_lines(study: Study, results: Sequence[Result], summaries: Sequence[Summary]) -> list[str]:
     """What a reader must know to believe the figures."""
-    chosen = "of the last epoch" if study.recipe.patience is None else "that were best in validation"
+    chosen = "of the last epoch" if study.recipe.select == "last" else "that were best in validation"
     lines = [
         f"Accuracy is that of the weights {chosen}, on test pictures that each run has seen once, "
-        "after its end. Behind ± stands the standard deviation over the seeds, in brackets their number. A seed "
-        "decides the pictures, which are set aside for validation, the initial weights, order and augmentation, and "
-        "is the same for all architectures; the pictures of a smaller fraction are among those of a larger one.",
+        "after its end. A seed decides the pictures, which are set aside for validation, the initial weights, order "
+        "and augmentation, and is the same for all architectures; the pictures of a smaller fraction are among those "
+        "of a larger one.",
+        spread_line(summaries),
+        length_line(study),
+        *late_lines(study, results, summaries),
     ]
-    lines.append(length_line(study))
-    lines += plateau_lines(study, results, summaries)
     if study.kind == "sample-efficiency":
         lines.append(
             "The picture factor says how many times more pictures the plain ViT needs for ConViT's accuracy, "
             "interpolated in the logarithm of the pictures; > and < are bounds, where the plain ViT had no such "
             "accuracy."
         )
-        if {result.is_longer for result in results} == {True, False}:
-            lines[-1] += (
-                f" Beyond {100 * PLATEAU_FRACTION:g} % of the pictures runs may end before their plateau, the plain "
-                "ViT's too: a factor that reaches there may be too large."
-            )
     return "\n\n".join(lines).splitlines()
 
 
+def spread_line(summaries: Sequence[Summary]) -> str:
+    """What ± means, and where one seed more is to be expected."""
+    line = "Behind ± stands the standard deviation over the seeds, in brackets their number."
+    within = [
+        f"{next_seed_within(num):.1f} deviations of the mean of {num}"
+        for num in sorted({summary.num_seeds for summary in summaries if summary.num_seeds > 1})
+    ]
+    if not within:
+        return line
+    return f"{line} One seed more lies, 19 times out of 20, within {', '.join(within)}."
+
+
 def length_line(study: Study) -> str:
-    """How long the runs of a fraction are, but for those that are longer; see ``plan.length``."""
+    """How long the runs of a fraction are; see ``plan.length``."""
     steps, stretch = study.recipe.steps, study.stretch
     if steps is None:
         power = "" if stretch == 1 else f" to the power {stretch:g}"
@@ -198,30 +220,26 @@ def length_line(study: Study) -> str:
     return f"A fraction's steps are {steps} times fraction{power}."
 
 
-def plateau_lines(study: Study, results: Sequence[Result], summaries: Sequence[Summary]) -> list[str]:
-    """How it is seen to that a faster learner is not taken for one that needs fewer pictures."""
-    longer = [result for result in results if result.is_longer]
-    if not longer:
-        return []
-    lines = [
-        f"Up to {100 * PLATEAU_FRACTION:g} % of the pictures a run is {PLATEAU_LENGTH} times as long as that, to bring "
-        "its validation curve to its plateau."
-    ]
+def late_lines(study: Study, results: Sequence[Result], summaries: Sequence[Summary]) -> list[str]:
+    """Whether the runs were still learning when they ended."""
+    lines = []
     changes = ", ".join(
         f"{summary.late_change:+.2f} ({label(summary.architecture)}, {100 * summary.fraction:g} %)"
         for summary in summaries
-        if summary.fraction <= PLATEAU_FRACTION and summary.late_change is not None
+        if summary.late_change is not None
     )
     if changes:
-        lines[0] += (
-            " At a plateau validation accuracy hardly changes any more; in percentage points, the mean over the last "
-            f"fifth of the epochs less that over the fifth before is {changes}."
+        lines.append(
+            "Each run goes down to the lowest learning rate. How validation accuracy changed late, in percentage "
+            f"points, the mean over the last fifth of the epochs less that over the fifth before: {changes}. Some of "
+            "that is what the falling learning rate brings to a run of any length: only longer runs can show that "
+            "these are long enough."
         )
     if study.recipe.patience is not None:
-        early = sum(result.ended_early for result in longer)
+        early = sum(result.ended_early for result in results)
         lines.append(
             f"Patience of {study.recipe.patience} epochs of all pictures (times what epochs are multiplied by) ended "
-            f"{early} of these {len(longer)} runs before their last step."
+            f"{early} of the {len(results)} runs before their last step."
         )
     return lines
 
@@ -232,12 +250,14 @@ def command(study: Study, out: Path) -> str:
     words += ["--seeds", *map(str, study.seeds)]
     if study.stretch != 1:
         words += ["--stretch", f"{study.stretch:g}"]
-    return shlex.join([*words, *recipe_words(study.recipe.to_dict()), "--out", str(out)])
+    return shlex.join([*words, *recipe_words(study.recipe.to_dict(), STANDARD), "--out", str(out)])
 
 
-def machine() -> str:
-    """When and where the last run was finished, which need not be where the others were."""
-    return (
-        f"Written on {time.strftime('%Y-%m-%d')} with comvex {comvex.__version__}, PyTorch {version('torch')}, Python "
-        f"{platform.python_version()}, {platform.system()} on {processor_name()} with {os.cpu_count()} cores."
-    )
+def machine_lines(results: Sequence[Result]) -> list[str]:
+    """Where each run was trained, as far as its folder says it, and where the page was written."""
+    lines = [
+        f"- {count} of the runs: {machine or 'where they were trained was not noted'}"
+        for machine, count in Counter(result.machine for result in results).items()
+    ]
+    page = f"This page: {machine_line(f'comvex {comvex.__version__}')}"
+    return ["Where the runs ended:", "", *lines, "", page] if lines else [page]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from comvex import run_folder
+from comvex.errors import UserError
 from comvex.files import read_table
 from comvex.study.picture_factor import Factor, picture_factor
 from comvex.study.plan import CONVIT, PLAIN, PlannedRun
+from comvex.training.recipe import differences
 
 RUNS = "runs"
 COLUMNS = ("architecture", "fraction", "seed", "num_pictures", "steps", "top1", "seconds")
@@ -30,10 +33,10 @@ class Result:
     steps: int
     """Until it ended."""
     top1: float
-    """On the test pictures, in percent."""
+    """On the test pictures, in percent; of a run without a test on the validation pictures."""
     seconds: float
-    is_longer: bool
-    """Whether it was to take ``PLATEAU_LENGTH`` times the epochs."""
+    machine: str | None
+    """Where, with what and when it ended; None for runs of before that was noted."""
     ended_early: bool
     """Whether patience ended it before its last step."""
     curve: tuple[tuple[int, float], ...]
@@ -43,7 +46,7 @@ class Result:
     def late_change(self) -> float | None:
         """Mean validation top-1 of the last fifth of its epochs less that of the fifth before, in percentage points.
 
-        Near 0 at a plateau. None for less than ten epochs.
+        None for less than ten epochs.
         """
         fifth = len(self.curve) // 5
         if fifth < 2:
@@ -91,11 +94,17 @@ class Comparison:
 
 
 def read_result(run: PlannedRun, out: Path) -> Result | None:
-    """The result of a run of the study in the folder ``out``; None if the run is not finished."""
+    """The result of a run of the study in the folder ``out``; None if the run is not finished.
+
+    Raises ``ValueError`` if it was trained with another recipe than the study's.
+    """
     folder = out / RUNS / run.name
     summary = run_folder.read_summary(folder)
     if summary is None:
         return None
+    found = differences(run_folder.read_recipe(folder), run.recipe.to_dict())
+    if found:
+        raise UserError(f"The run {folder} was not trained as the study says ({'; '.join(found)}): remove it.")
     history: list[dict[str, Any]] = read_table(folder / run_folder.METRICS)  # pyright: ignore[reportAssignmentType]
     return Result(
         architecture=run.architecture,
@@ -105,7 +114,7 @@ def read_result(run: PlannedRun, out: Path) -> Result | None:
         steps=history[-1]["step"],
         top1=summary["top1"],
         seconds=summary["seconds"],
-        is_longer=run.is_longer,
+        machine=summary.get("machine"),
         ended_early=history[-1]["step"] < run.recipe.num_steps(summary["num_training_pictures"]),
         curve=tuple((row["step"], row["val_top1"]) for row in history),
     )
@@ -132,6 +141,16 @@ def summary(group: Sequence[Result]) -> Summary:
         seconds=statistics.mean(result.seconds for result in group),
         late_change=statistics.mean(late_changes) if late_changes else None,
     )
+
+
+def next_seed_within(num_seeds: int) -> float:
+    """By how many standard deviations of so many seeds one more differs from their mean at most, 19 times out of 20.
+
+    Half the width of the prediction interval of Student's t, for figures that scatter normally.
+    """
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, num_seeds - 1)) * math.sqrt(1 + 1 / num_seeds)
 
 
 def compare(results: Sequence[Result]) -> list[Comparison]:
@@ -165,9 +184,9 @@ def compare(results: Sequence[Result]) -> list[Comparison]:
     return comparisons
 
 
-def mean_differences(results: Sequence[Result]) -> dict[tuple[str, float], float]:
-    """By how many points of top-1 each architecture differs from ConViT at a fraction: the mean over the seeds that
-    both have finished there.
+def differences_to_convit(results: Sequence[Result]) -> dict[tuple[str, float], list[float]]:
+    """By how many points of top-1 each architecture differs from ConViT at a fraction, for each seed that both have
+    finished there.
     """
     convit = {(each.fraction, each.seed): each.top1 for each in results if each.architecture == CONVIT}
     found: dict[tuple[str, float], list[float]] = {}
@@ -175,7 +194,7 @@ def mean_differences(results: Sequence[Result]) -> dict[tuple[str, float], float
         if each.architecture != CONVIT and (each.fraction, each.seed) in convit:
             difference = each.top1 - convit[each.fraction, each.seed]
             found.setdefault((each.architecture, each.fraction), []).append(difference)
-    return {key: statistics.mean(differences) for key, differences in found.items()}
+    return found
 
 
 def mean_point(results: Sequence[Result]) -> tuple[float, float]:

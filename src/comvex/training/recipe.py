@@ -161,7 +161,9 @@ class Recipe:
         if self.select not in ("best", "last"):
             raise UserError(f"select is {self.select!r}: it must be best or last.")
         if self.select == "last" and self.patience is not None:
-            raise UserError(f"patience is {self.patience}: it waits for the best epoch, but select is 'last'.")
+            raise UserError(
+                f"patience is {self.patience}: it waits for the best epoch, so select must be best, not last."
+            )
         if self.weights is not None:
             self._check_adaptable()
 
@@ -264,9 +266,9 @@ def changed_words(values: dict[str, Any], standard: dict[str, Any], prefix: str 
     return words
 
 
-def recipe_words(values: dict[str, Any]) -> list[str]:
+def recipe_words(values: dict[str, Any], standard: Recipe | None = None) -> list[str]:
     """A recipe, as plain values, as words of the command line: its data, and what is not as in the standard one."""
-    return changed_words(values, Recipe().to_dict() | {"data": None})
+    return changed_words(values, (standard or Recipe()).to_dict() | {"data": None})
 
 
 def train_command(values: dict[str, Any], out: Path) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from comvex import run_folder
@@ -18,6 +19,7 @@ from comvex.convit.weights import WeightsInfo, add_figures, save_weights
 from comvex.errors import UserError
 from comvex.files import read_table, write_table, write_text
 from comvex.inference.evaluate import Evaluation
+from comvex.processor import machine_line
 from comvex.training.best_epoch import selected_epoch
 from comvex.training.checkpoint import (
     Checkpoint,
@@ -74,6 +76,7 @@ class RunRecord:
     def __init__(self, out: Path, plan: Plan) -> None:
         self.out, self.data, self.ranks, self.task = out, plan.data, plan.ranks, plan.task
         self.recipe, self.options, self.preprocessing = plan.recipe, plan.options, plan.preprocessing
+        self.device = plan.device
         parts = (plan.data.train, plan.data.val, plan.data.test)
         self.fingerprint = [part.fingerprint() if part is not None else "" for part in parts]
         self.history: list[dict[str, Any]] = []
@@ -289,6 +292,9 @@ class RunRecord:
             "num_parameters": num_parameters,
             "seconds": seconds,
             "pictures_per_second": rate,
+            "machine": machine_line(
+                f"{torch.get_num_threads()} threads", f"{self.ranks.num} processes", str(self.device)
+            ),
         }
         if not self.ranks.first:
             return summary
