@@ -439,8 +439,9 @@ class ConViTWithLinearClassifier(ConViTBackbone, HubModel):
         if isinstance(pictures, list | tuple) and self.config.global_pool == "avg":
             # The mean is over each picture's own patches; the tokens of the padding are zero.
             grids = [self.patch_embed.grid_of(*picture.shape[1:]) for picture in pictures]
-            num_patches = torch.tensor([rows * columns for rows, columns in grids], device=tokens.device)
-            return self.head(tokens[:, self.num_prefix_tokens :].sum(dim=1) / num_patches[:, None])
+            sums = tokens[:, self.num_prefix_tokens :].sum(dim=1)  # (B, dim)
+            means = [total / (rows * columns) for total, (rows, columns) in zip(sums, grids, strict=True)]
+            return self.head(torch.stack(means))
         return self.forward_head(tokens)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

@@ -77,10 +77,14 @@ def positional_factors(weight: Tensor, grid: tuple[int, int], key_mask: Tensor |
 
 
 def valid_mask(valid: Sequence[tuple[int, int]], grid: tuple[int, int], *, device: torch.device) -> Tensor:
-    """Which patches of a grid lie in each picture's own (rows, columns), at its top left: (B, N)."""
-    size = torch.tensor(valid, device=device)  # (B, 2)
-    rows, columns = (torch.arange(length, device=device) < size[:, axis, None] for axis, length in enumerate(grid))
-    return (rows[:, :, None] & columns[:, None, :]).flatten(1)
+    """Which patches of a grid lie in each picture's own (rows, columns), at its top left: (B, N).
+
+    The sizes are compared as numbers: a tensor of them would be a copy to the GPU, which the host waits for.
+    """
+    row, column = (torch.arange(length, device=device) for length in grid)
+    own_rows = torch.stack([row < rows for rows, _ in valid])  # (B, H)
+    own_columns = torch.stack([column < columns for _, columns in valid])  # (B, W)
+    return (own_rows[:, :, None] & own_columns[:, None, :]).flatten(1)
 
 
 def mix_grid(value: Tensor, row_factor: Tensor, column_factor: Tensor) -> Tensor:
