@@ -1,5 +1,7 @@
 """The position embedding at another grid: timm's bicubic resampling, and exactly itself at its own grid."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -57,8 +59,29 @@ def test_at_the_native_grid_it_is_exactly_itself(grid: Grid, dtype: torch.dtype)
     embedding = torch.randn(1, grid[0] * grid[1], 8).to(dtype)
     resampled = resample_position_embedding(embedding, grid, grid)
     assert resampled.dtype == dtype
-    assert torch.equal(resampled, embedding)
+    assert resampled is embedding  # multiplying by the identity twice is what a batch of one would feel
+    assert torch.equal(multiplied(embedding, grid), embedding)
     assert torch.equal(cubic_matrix(grid[0], grid[0], dtype=torch.float64), torch.eye(grid[0]).double())
+
+
+def multiplied(embedding: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The embedding at its own grid by a program for all sizes, which has no branch for that one."""
+    with mock.patch("comvex.convit.position_embedding.is_native", return_value=False):
+        return resample_position_embedding(embedding, grid, grid)
+
+
+def test_a_program_leaves_the_embedding_alone_only_where_it_is_for_one_size() -> None:
+    class Model(torch.nn.Module):
+        def forward(self, pictures: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+            grid = pictures.shape[2], pictures.shape[3]
+            return 2 * resample_position_embedding(embedding, (4, 6), grid)
+
+    inputs = torch.zeros(1, 1, 4, 6), torch.randn(1, 24, 3)
+    open_sizes = ({2: torch.export.Dim("rows", min=2), 3: torch.export.Dim("columns", min=2)}, None)
+    for shapes, num_products in ((None, 0), (open_sizes, 2)):
+        program = torch.export.export(Model(), inputs, dynamic_shapes=shapes)
+        assert sum("matmul" in str(node.target) for node in program.graph.nodes) == num_products
+        assert torch.equal(program.module()(*inputs), 2 * inputs[1])
 
 
 @given(size=st.integers(1, 50), new_size=st.integers(1, 50))

@@ -11,7 +11,7 @@ from torch import Tensor
 def cubic_matrix(size: int, new_size: int, *, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
     """The (new_size, size) matrix of antialiased cubic resampling (Keys 1981, a = -0.5) along one axis.
 
-    At ``new_size == size`` it is exactly the identity, so that no case needs a branch.
+    At ``new_size == size`` it is exactly the identity, so that a program for all sizes needs no branch.
     """
     scale = size / new_size
     stretch: Any = torch.sym_max(scale, 1.0)
@@ -27,8 +27,10 @@ def resample_position_embedding(embedding: Tensor, native: tuple[int, int], grid
     """A position embedding (1, H * W, dim) of the grid ``native`` at another grid (rows, columns).
 
     Equal to bicubic interpolation with antialiasing, in at least float32; returns (1, rows * columns, dim) in the dtype
-    of the embedding.
+    of the embedding, at the native grid the embedding itself.
     """
+    if is_native(native, grid):
+        return embedding
     dtype = torch.promote_types(embedding.dtype, torch.float32)
     rows = cubic_matrix(native[0], grid[0], dtype=dtype, device=embedding.device)
     columns = cubic_matrix(native[1], grid[1], dtype=dtype, device=embedding.device)
@@ -36,6 +38,15 @@ def resample_position_embedding(embedding: Tensor, native: tuple[int, int], grid
     picture = columns @ picture  # (1, H, columns, dim)
     picture = rows @ picture.flatten(2)  # (1, rows, columns * dim)
     return picture.reshape(1, grid[0] * grid[1], -1).to(embedding.dtype)
+
+
+def is_native(native: tuple[int, int], grid: tuple[int, int]) -> bool:
+    """Whether a grid is known to be the native one; where sizes are open it is not, so that a program is for all."""
+    if not torch.compiler.is_compiling():
+        return all(isinstance(length, int) for length in grid) and tuple(grid) == native  # torch.jit's are tensors
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # which imports the compiler
+
+    return all(statically_known_true(length == own) for length, own in zip(grid, native, strict=True))
 
 
 def position_embedding_of_each(
