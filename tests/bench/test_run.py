@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +52,30 @@ def report():
     found = run_bench(plan, rounds=7, threads=1, command="comvex bench", gemm_sides=(64,))
     assert torch.get_num_threads() == before
     return found
+
+
+def test_tf32_is_off_while_it_is_measured_and_as_before_afterwards(monkeypatch):
+    def flags() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    def fail(*_: Any, **__: Any) -> None:
+        seen.append(flags())
+        raise UserError("stopped")
+
+    seen: list[tuple[str, bool]] = []
+    before = flags()
+    monkeypatch.setattr("comvex.bench.run.measure_all", fail)
+    try:
+        for chosen in (("high", True), ("highest", False)):
+            torch.set_float32_matmul_precision(chosen[0])
+            torch.backends.cudnn.allow_tf32 = chosen[1]
+            with pytest.raises(UserError, match="stopped"):
+                run_bench(made_plan(config()), rounds=7, threads=1)
+            assert flags() == chosen
+        assert seen == 2 * [("highest", False)]
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def made(form: Form, seconds: list[float], *, image_size: int = 32, memory: float | None = 8e6) -> Measured:

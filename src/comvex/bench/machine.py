@@ -32,7 +32,7 @@ def describe_machine(
         "instruction_sets": instruction_sets(),
         "cores": os.cpu_count(),
         "threads": threads,
-        "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "device": "cpu" if device.type == "cpu" else f"{torch.cuda.get_device_name(device)}, float32 without TF32",
         "system": platform.platform(terse=True),
         "versions": {"python": platform.python_version(), **versions(runtimes, precisions)},
     }

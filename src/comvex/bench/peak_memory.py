@@ -149,11 +149,12 @@ def measure(job: Job) -> float | None:
 
 
 def main() -> None:
-    from comvex.bench.steps import Job
+    from comvex.bench.steps import Job, full_float32
 
     values: dict[str, Any] = json.load(sys.stdin)
     limit_memory(values["limit"])
-    print(json.dumps({"bytes": measure(Job.from_dict(values["job"]))}))
+    with full_float32():
+        print(json.dumps({"bytes": measure(Job.from_dict(values["job"]))}))
 
 
 if __name__ == "__main__":

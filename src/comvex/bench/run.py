@@ -19,7 +19,7 @@ from comvex.bench.machine import describe_machine
 from comvex.bench.names import EXPORTED
 from comvex.bench.peak_memory import peak_memory
 from comvex.bench.plan import FEWEST_ROUNDS, Form, Plan, Scene
-from comvex.bench.steps import Job, Step, difference_to_eager, export, make_step
+from comvex.bench.steps import Job, Step, difference_to_eager, export, full_float32, make_step
 from comvex.convit.config import check_integer
 from comvex.device import choose_device
 from comvex.errors import UserError
@@ -41,8 +41,9 @@ def run_bench(
 ) -> dict[str, Any]:
     """Measure every form in every scene of a plan; returns the report as plain numbers and texts, for JSON.
 
-    PyTorch's thread count is set to ``threads`` for the time of it. Raises ``ValueError`` for fewer than seven rounds,
-    for a device that is not there or that a runtime cannot use, and if a form does not compute what eager mode does.
+    PyTorch's thread count is set to ``threads`` for the time of it, and TF32 is off. Raises ``ValueError`` for fewer
+    than seven rounds, for a device that is not there or that a runtime cannot use, and if a form does not compute what
+    eager mode does.
     """
     check_integer("rounds", rounds, at_least=FEWEST_ROUNDS)
     before = torch.get_num_threads()
@@ -54,7 +55,8 @@ def run_bench(
     machine = describe_machine(threads=threads, device=on, runtimes=plan.runtimes, precisions=plan.precisions)
     torch.set_num_threads(threads)
     try:
-        measured = measure_all(plan, rounds=rounds, threads=threads, device=on, gemm_sides=gemm_sides)
+        with full_float32():
+            measured = measure_all(plan, rounds=rounds, threads=threads, device=on, gemm_sides=gemm_sides)
     finally:
         torch.set_num_threads(before)
     rows = [found.row() for found in measured]

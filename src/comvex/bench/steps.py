@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,23 @@ class Job:
     def from_dict(cls, values: dict[str, Any]) -> Job:
         form, config = Form(**values["form"]), ConViTConfig.from_dict(values["config"])
         return cls(**(values | {"form": form, "config": config}))
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """float32 without TF32 for all contestants, in matrix products and convolutions alike, and then as it was before.
+
+    By itself cuDNN rounds the factors of a convolution to TF32's 11 bits on GPUs that have it (Ampere and later), which
+    moves the logits by more than ``LARGEST_DIFFERENCE``, while products are in float32.
+    """
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def make_step(job: Job) -> Step:
