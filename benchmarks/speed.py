@@ -46,7 +46,7 @@ TABLES = {
         {224: 16},
         ("inference",),
         ("eager", "onnxruntime", "openvino"),
-        ("float32", "bfloat16", "int8", "int8_bfloat16"),
+        ("float32", "bfloat16", "int8_float32", "int8"),
     ),
     "growth": Table(("ConViT_Ti",), dict.fromkeys(GROWING_SIZES, 1), ("inference", "training")),
 }

@@ -166,7 +166,7 @@ def test_a_quantised_file_is_near_eager_by_its_own_measure_and_both_int8_share_i
     pytest.importorskip("nncf")
     config = tiny(num_local_layers=1)
     [scene] = plan_of(config).scenes
-    forms = [Form("convit", "openvino", precision) for precision in ("float32", "int8", "int8_bfloat16")]
+    forms = [Form("convit", "openvino", precision) for precision in ("float32", "int8", "int8_float32")]
     files = [export(scene, form, tmp_path) for form in forms]
     assert files[0] != files[1] == files[2]
     assert files[1].with_suffix(".bin").stat().st_size < files[0].with_suffix(".bin").stat().st_size / 2
@@ -228,8 +228,8 @@ def test_what_cannot_be_measured_is_said(monkeypatch):
         with pytest.raises(UserError, match=f"no int8 in {name}: only OpenVINO's models are quantised here"):
             plan_of(tiny(), runtimes=(runtime,), precisions=("int8",))
     with pytest.raises(UserError, match="training in OpenVINO, which only infers"):
-        plan_of(tiny(), modes=("training",), runtimes=("openvino",), precisions=("int8_bfloat16",))
-    assert len(plan_of(tiny(), runtimes=("openvino",), precisions=("int8", "int8_bfloat16")).forms["inference"]) == 6
+        plan_of(tiny(), modes=("training",), runtimes=("openvino",), precisions=("int8_float32",))
+    assert len(plan_of(tiny(), runtimes=("openvino",), precisions=("int8", "int8_float32")).forms["inference"]) == 6
     with pytest.raises(UserError, match="precision is 'int4': it must be one of"):
         plan_of(tiny(), precisions=("int4",))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "nncf" else object())

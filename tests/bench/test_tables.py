@@ -114,7 +114,7 @@ def test_runtimes_have_low_precision_and_timms_model_as_published(scripts, quick
     content = record_of(tmp_path, "runtimes")
     [entry] = content["entries"]
     forms = {(row["contestant"], row["runtime"], row["precision"]) for row in entry["rows"]}
-    low = [("openvino", "bfloat16"), ("openvino", "int8"), ("openvino", "int8_bfloat16")]
+    low = [("openvino", "bfloat16"), ("openvino", "int8"), ("openvino", "int8_float32")]
     ways = [("eager", "float32"), ("onnxruntime", "float32"), ("openvino", "float32"), *low]
     expected = {(whose, *way) for whose in ("convit", "plain_vit") for way in ways}
     assert forms == expected | {("timm_convit", "eager", "float32")}

@@ -7,8 +7,8 @@ from typing import Literal
 Contestant = Literal["convit", "plain_vit", "timm_convit"]
 Rival = Literal["plain_vit", "timm_convit"]
 Mode = Literal["inference", "training"]
-Precision = Literal["float32", "bfloat16", "int8", "int8_bfloat16"]
-"""int8_bfloat16 is int8 whose layers that are not quantised compute in bfloat16, not in float32."""
+Precision = Literal["float32", "bfloat16", "int8", "int8_float32"]
+"""int8 is what ``comvex export`` writes; int8_float32 computes what is not quantised in float32, not in bfloat16."""
 Runtime = Literal["eager", "compile", "onnxruntime", "openvino"]
 
 CONTESTANT_NAMES: dict[str, str] = {"convit": "ConViT", "plain_vit": "plain ViT", "timm_convit": "timm's ConViT"}
@@ -20,7 +20,7 @@ RUNTIME_NAMES: dict[str, str] = {
 }
 EXPORTED = ("onnxruntime", "openvino")
 """Runtimes that run a file, without PyTorch: they infer on the CPU and train nothing."""
-QUANTISED = ("int8", "int8_bfloat16")
+QUANTISED = ("int8", "int8_float32")
 """Precisions of a model that is quantised, once for both, before it is opened."""
 GROWING_SIZES = (224, 384, 448, 768, 1024)
 """Picture sides of --grow, in pixels."""

@@ -39,8 +39,8 @@ class Bench:
     mode: tuple[Mode, ...] = ("inference", "training")
     """inference is a forward pass, training a step of forward, backward and AdamW."""
     precision: tuple[Precision, ...] = ("float32",)
-    """float32, bfloat16 (in training: autocast), int8 (OpenVINO's, quantised by NNCF on made pictures), int8_bfloat16
-    (int8 whose other layers compute in bfloat16)."""
+    """float32, bfloat16 (in training: autocast), int8 (what comvex export writes for OpenVINO, here calibrated on made
+    pictures), int8_float32 (int8 whose other layers compute in float32, not in bfloat16)."""
     runtime: tuple[Runtime, ...] = ("eager",)
     """eager, compile (torch.compile), onnxruntime, openvino; the last two infer only, on the CPU."""
     against: tuple[Rival, ...] = ("plain_vit", "timm_convit")
