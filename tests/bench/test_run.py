@@ -15,7 +15,7 @@ from PIL import Image
 from comvex.bench.figures import Measured, Spread, growth, ratio, ratios
 from comvex.bench.gemm import gemm_peak
 from comvex.bench.machine import INSTRUCTION_SETS, instruction_sets_in_words
-from comvex.bench.peak_memory import peak_memory, peak_of_tensors
+from comvex.bench.peak_memory import NotMeasurable, of_process, peak_memory, peak_of_process, peak_of_tensors
 from comvex.bench.plan import Form, make_plan
 from comvex.bench.report import FILES, check_out, to_markdown, write_report
 from comvex.bench.run import run_bench, time_in_turn
@@ -245,6 +245,20 @@ def test_memory_of_a_process_is_of_the_form_alone_and_not_of_what_started_it(tmp
     weights = 4 * (2 * (4 * 512**2 + 2 * 512 * 8192) + 768 * 512)
     assert weights < peak_memory(job) < 3 * weights + 100e6  # the runtime lays weights out anew
     assert len(ballast) > 0
+
+
+def test_memory_of_a_process_is_that_of_the_step_whatever_was_held_before():
+    """A hundred megabytes in the step, after six hundred that are gone."""
+    before = of_process("VmRSS")
+    torch.ones(150_000_000)
+    assert of_process("VmHWM") - before > 500e6
+    assert 90e6 < peak_of_process(lambda: torch.ones(25_000_000)) - before < 200e6
+
+
+def test_memory_of_a_process_is_not_told_where_the_system_keeps_its_peak(monkeypatch, tmp_path):
+    monkeypatch.setattr("comvex.bench.peak_memory.CLEAR_REFS", tmp_path / "none" / "clear_refs")
+    with pytest.raises(NotMeasurable, match="clear_refs cannot be written to"):
+        peak_of_process(lambda: None)
 
 
 def test_a_limit_of_memory_is_kept():

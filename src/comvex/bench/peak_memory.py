@@ -1,7 +1,8 @@
 """Peak memory of a form, measured in a process of its own: ``python -m comvex.bench.peak_memory``, a job on stdin.
 
 Where PyTorch computes it is the memory of tensors, from its allocator: the same in each run. A runtime that runs a file
-has no such account, so that for it the process's resident memory is taken, which scatters by some percent.
+has no such account, so that for it the process's resident memory during one step is taken, which scatters by some
+percent.
 """
 
 from __future__ import annotations
@@ -35,15 +36,22 @@ REFUSALS = (
 WITHOUT_REFUSAL = (-signal.SIGKILL, 137)
 """How a process ends that the system, or a container, ended for its memory."""
 MEASURED_STEP = "comvex: the step whose memory is measured"
+CLEAR_REFS = Path("/proc/self/clear_refs")
+"""Linux sets a process's peak of resident memory (VmHWM) to what it holds now when 5 is written here."""
+
+
+class NotMeasurable(UserError):
+    """This system does not tell the memory of a process during a step."""
 
 
 def peak_memory(job: Job, *, limit: int | None = None) -> float | None:
     """Bytes that a form holds at most; None if it runs out of memory.
 
     With PyTorch all tensors there are at the same time during a step: weights, pictures, activations, gradients,
-    optimiser. With other runtimes what the process needs beyond what its libraries take once imported. The process may
-    take what the machine has left and no more, or ``limit`` bytes beside its libraries if that is less, so that
-    whatever runs out ends itself and nothing else.
+    optimiser. With other runtimes what the process holds at most during a step beyond what its libraries take once
+    imported, without what only reading and compiling the model needed; raises ``NotMeasurable`` where the system does
+    not tell. The process may take what the machine has left and no more, or ``limit`` bytes beside its libraries if
+    that is less, so that whatever runs out ends itself and nothing else.
     """
     command = [sys.executable, "-m", "comvex.bench.peak_memory"]
     given = json.dumps({"job": job.to_dict(), "limit": limit})
@@ -53,8 +61,12 @@ def peak_memory(job: Job, *, limit: int | None = None) -> float | None:
     if done.returncode:
         if any(refusal in done.stderr for refusal in REFUSALS):
             return None  # refused where nothing can catch it, as in a thread of a library
-        raise UserError(f"{job.form} cannot be run in a process of its own: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])["bytes"]
+        last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise UserError(f"{job.form} cannot be run in a process of its own: {last}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    if found["why_not"] is not None:
+        raise NotMeasurable(found["why_not"])
+    return found["bytes"]
 
 
 def peak_of_tensors(make: Callable[[], Step], *, steps: int = STEPS) -> int:
@@ -88,20 +100,25 @@ def peak_of_tensors(make: Callable[[], Step], *, steps: int = STEPS) -> int:
     return max(peak, now)
 
 
+def peak_of_process(step: Step) -> int:
+    """Bytes in this process's memory at the peak of a step, whatever it held before; raises ``NotMeasurable``."""
+    try:
+        CLEAR_REFS.write_text("5")
+    except OSError as error:
+        raise NotMeasurable(
+            f"Memory of a step in a process is not measured: {CLEAR_REFS} cannot be written to ({error.strerror})."
+        ) from error
+    step()
+    return of_process("VmHWM")
+
+
 def of_process(field: str) -> int:
-    """Bytes of this process: in memory now ("VmRSS") or at most so far ("VmHWM"), or of data asked for ("VmData").
+    """Bytes of this process, on Linux: in memory now ("VmRSS") or at most ("VmHWM"), or of data asked for ("VmData").
 
-    Where Linux's /proc is missing all are the most so far. The resource module's figure is not taken on Linux: there
-    it starts with the peak of the process that started this one.
+    The resource module's figure is not taken: it starts with the peak of the process that started this one.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        [line] = [line for line in status.read_text().splitlines() if line.startswith(f"{field}:")]
-        return int(line.split()[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:")]
+    return int(line.split()[1]) * 1024
 
 
 def limit_memory(limit: int | None) -> None:
@@ -122,30 +139,35 @@ def limit_memory(limit: int | None) -> None:
 
 
 def measure(job: Job) -> float | None:
-    """Run the form a few times in this process; its peak in bytes, None if there is not enough memory."""
+    """Run the form a few times in this process; its peak in bytes, None if there is not enough memory.
+
+    Raises ``NotMeasurable``.
+    """
     import torch
 
     from comvex.bench.names import EXPORTED
     from comvex.bench.steps import make_step
 
     torch.set_num_threads(job.threads)
-    if job.form.runtime in EXPORTED:
+    exported = job.form.runtime in EXPORTED
+    if exported:
         importlib.import_module(job.form.runtime)
-    cuda = job.device.startswith("cuda")
-    before = of_process("VmRSS")
+    before = of_process("VmRSS") if exported and CLEAR_REFS.exists() else 0
     try:
-        if job.form.runtime not in EXPORTED and not cuda:
+        if not exported and not job.device.startswith("cuda"):
             return peak_of_tensors(lambda: make_step(job))
         step = make_step(job)
-        for number in range(STEPS):
-            if cuda and number == STEPS - 1:
-                torch.cuda.reset_peak_memory_stats()
+        for _ in range(STEPS - 1):
             step()
+        if exported:
+            return peak_of_process(step) - before
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated()
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or any(refusal in str(error) for refusal in REFUSALS):
             return None
         raise
-    return torch.cuda.max_memory_allocated() if cuda else of_process("VmHWM") - before
 
 
 def main() -> None:
@@ -153,8 +175,13 @@ def main() -> None:
 
     values: dict[str, Any] = json.load(sys.stdin)
     limit_memory(values["limit"])
-    with full_float32():
-        print(json.dumps({"bytes": measure(Job.from_dict(values["job"]))}))
+    found: dict[str, Any] = {"bytes": None, "why_not": None}
+    try:
+        with full_float32():
+            found["bytes"] = measure(Job.from_dict(values["job"]))
+    except NotMeasurable as error:
+        found["why_not"] = str(error)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
