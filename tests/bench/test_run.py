@@ -1,10 +1,10 @@
 """The report of a benchmark: its rounds, its figures, its files, and the command. No time is asserted."""
 
 import errno
-import functools
+import itertools
 import json
-import math
 import os
+import statistics
 import sys
 from typing import Any
 
@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from comvex.bench.figures import Measured, Spread, growth, ratio, ratios
-from comvex.bench.gemm import gemm_peak
+from comvex.bench.gemm import fastest_side, flop_of_product, square_product
 from comvex.bench.machine import INSTRUCTION_SETS, instruction_sets_in_words
 from comvex.bench.peak_memory import NotMeasurable, of_process, peak_memory, peak_of_process, peak_of_tensors
 from comvex.bench.plan import Form, make_plan
 from comvex.bench.report import FILES, check_out, to_markdown, write_report
-from comvex.bench.run import run_bench, time_in_turn
-from comvex.bench.steps import Job, export
+from comvex.bench.run import run_bench, shuffled, time_in_turn
+from comvex.bench.steps import Job, export, make_step
 from comvex.cli import main
 from comvex.convit import ConViTConfig
 from comvex.errors import UserError
@@ -80,7 +80,10 @@ def test_tf32_is_off_while_it_is_measured_and_as_before_afterwards(monkeypatch):
 
 def made(form: Form, seconds: list[float], *, image_size: int = 32, memory: float | None = 8e6) -> Measured:
     [scene] = made_plan(config(image_size=image_size)).scenes
-    return Measured(scene, form, flop=10**6, gemm_peak=1e9, peak_memory=memory, difference=0.0, seconds=seconds)
+    return Measured(
+        scene, form, flop=10**6, peak_memory=memory, difference=0.0, out_of_memory=memory is None, seconds=seconds,
+        gemm_side=100, gemm_seconds=[1e-3] * len(seconds),
+    )  # fmt: skip
 
 
 def test_a_report_has_every_form_at_every_size_with_all_its_figures(report):
@@ -94,7 +97,10 @@ def test_a_report_has_every_form_at_every_size_with_all_its_figures(report):
         assert 0 < time["low"] <= time["median"] <= time["high"]
         assert row["pictures_per_second"] == pytest.approx(1000 / time["median"])
         assert row["gflops"] == pytest.approx(row["gflop_per_picture"] * row["pictures_per_second"])
-        assert row["share_of_gemm_peak"] == pytest.approx(row["gflops"] / row["gemm_peak_gflops"])
+        assert statistics.median(row["seconds"]) * 1000 / 2 == pytest.approx(time["median"])
+        peaks = [flop_of_product(64) / seconds / 1e9 for seconds in row["gemm_seconds"]]
+        assert row["gemm_peak_gflops"]["median"] == pytest.approx(statistics.median(peaks))
+        assert len(row["seconds"]) == len(peaks) == 7
         assert row["peak_memory_mb"] > 0
         assert row["memory_of"] == "tensors"
         assert row["rounds"] == 7
@@ -115,7 +121,8 @@ def test_the_page_says_ratios_first_and_how_it_was_made(report, tmp_path):
     page = (tmp_path / "bench.md").read_text()
     assert page == to_markdown(report)
     assert page.index("## Ratios") < page.index("## Absolute figures") < page.index("## Cost as pictures grow")
-    for text in ("1 threads", "torch 2.", "timm 1.", "`comvex bench`", "Median of 7 paired rounds"):
+    said = ("1 threads", "torch 2.", "timm 1.", "`comvex bench`", "Median of 7 paired rounds", "shuffled with seed 0")
+    for text in said:
         assert text in page.split("##")[0]
     for table in page.split("##")[1:]:
         lines = [line for line in table.splitlines() if line.startswith("|")]
@@ -137,14 +144,35 @@ def test_the_instruction_sets_that_matter_are_named_and_those_that_lack_too(repo
     assert instruction_sets_in_words(None) == "instruction sets unknown"
 
 
-def test_forms_take_turns_and_each_begins_a_round_in_its_turn():
+def test_forms_take_turns_and_none_always_comes_after_the_same_other():
     calls = []
     steps = {form: lambda form=form: calls.append(form) for form in (OURS, PLAIN, TIMM)}
-    times = time_in_turn(steps, rounds=7, device=CPU, tell=lambda text: None, shortest_round=0)
-    assert {form: len(found) for form, found in times.items()} == {OURS: 7, PLAIN: 7, TIMM: 7}
-    rounds = calls[6:]  # two to warm up of each
-    assert [rounds[3 * number] for number in range(7)] == [OURS, PLAIN, TIMM, OURS, PLAIN, TIMM, OURS]
-    assert all(set(rounds[3 * number : 3 * number + 3]) == {OURS, PLAIN, TIMM} for number in range(7))
+    times = time_in_turn(steps, rounds=9, device=CPU, tell=lambda text: None, shortest_round=0)
+    assert {form: len(found) for form, found in times.items()} == {OURS: 9, PLAIN: 9, TIMM: 9}
+    rounds = [calls[start : start + 3] for start in range(6, len(calls), 3)]  # two to warm up of each
+    assert all(set(order) == {OURS, PLAIN, TIMM} for order in rounds)
+    assert {order[0] for order in rounds} == {OURS, PLAIN, TIMM}
+    neighbours = {pair for order in rounds for pair in itertools.pairwise(order)}
+    assert neighbours == set(itertools.permutations((OURS, PLAIN, TIMM), 2))
+    assert rounds == [shuffled([OURS, PLAIN, TIMM], number) for number in range(9)]
+
+
+def test_a_form_that_fails_in_a_round_leaves_the_others_their_rounds():
+    calls = itertools.count(1)
+
+    def fail_at_the_fifth():
+        if next(calls) == 5:
+            raise RuntimeError("no more")
+
+    steps = {OURS: lambda: None, PLAIN: fail_at_the_fifth}
+    told = []
+    options = {"rounds": 7, "device": CPU, "tell": lambda text: None, "shortest_round": 0}
+    times = time_in_turn(steps, failed=lambda form, error: told.append((form, str(error))), **options)
+    assert {form: len(found) for form, found in times.items()} == {OURS: 7}
+    assert told == [(PLAIN, "no more")]
+    steps[PLAIN] = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        time_in_turn(steps, **options)
 
 
 def test_a_ratio_is_the_median_of_the_rounds_ratios_and_not_the_ratio_of_medians():
@@ -152,6 +180,16 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios_and_not_the_ratio_of_medians
     plain = made(PLAIN, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
     assert ratio(ours, plain) == Spread(2, 1, 3)
     assert Spread.of([1, 2, 3, 4, 5, 6, 7]) == Spread(4, 2, 6)
+
+
+def test_the_share_of_the_peak_is_the_median_of_the_rounds_shares():
+    """10^6 operations, and products of 2 x 100^3 operations, each at its pace of the round."""
+    found = made(OURS, [1.0, 2.0, 4.0, 1.0, 2.0, 4.0, 8.0])
+    found.gemm_seconds = [1.0, 1.0, 2.0, 2.0, 3.0, 8.0, 24.0]
+    row = found.row()
+    assert row["share_of_gemm_peak"]["median"] == 0.75  # of 0.5, 0.25, 0.25, 1, 0.75, 1, 1.5
+    assert (row["share_of_gemm_peak"]["low"], row["share_of_gemm_peak"]["high"]) == (0.25, 1)
+    assert row["gemm_peak_gflops"]["median"] == 0.001
 
 
 def test_speed_is_told_beside_timms_and_the_plain_vits():
@@ -190,8 +228,10 @@ def test_the_exponent_of_growth_is_found_again():
     assert growth(rows[:1]) == []
 
 
-def test_the_peak_is_a_rate_of_real_products():
-    assert 0 < gemm_peak(device=CPU, sides=(32, 64), repeats=1) < math.inf
+def test_the_peak_is_of_a_real_product_of_the_fastest_side():
+    assert fastest_side(device=CPU, sides=(4, 256), repeats=3) == 256  # 4 x 4 is all call
+    assert square_product(8, device=CPU)().shape == (8, 8)
+    assert flop_of_product(8) == 8 * 8 * (8 + 8)
 
 
 def test_memory_of_tensors_is_what_a_hand_counts():
@@ -260,6 +300,18 @@ def test_memory_of_a_process_is_not_told_where_the_system_keeps_its_peak(monkeyp
     with pytest.raises(NotMeasurable, match="clear_refs cannot be written to"):
         peak_of_process(lambda: None)
 
+    def refuse(job):
+        raise NotMeasurable("Memory of a step in a process is not measured: no.")
+
+    monkeypatch.setattr("comvex.bench.run.peak_memory", refuse)
+    plan = made_plan(config(), against=("plain_vit",))
+    report = run_bench(plan, rounds=7, threads=1, gemm_sides=(64,))
+    assert [row["peak_memory_mb"] for row in report["rows"]] == [None, None]
+    assert report["ratios"][0]["memory_over_plain_vit"] is None
+    page = to_markdown(report)
+    assert page.count("| not measurable |") == 2
+    assert page.count("Memory of a step in a process is not measured: no.") == 1
+
 
 def test_a_limit_of_memory_is_kept():
     """Timm's ConViT makes maps of all patches to all patches: 4 heads x 4096 x 4096 at 1024 pixels are 268 MB each."""
@@ -276,8 +328,7 @@ def test_what_takes_more_than_there_is_ends_itself_and_is_said_to():
 
 
 def test_the_command_measures_and_prints_one_object(monkeypatch, capsys, tmp_path):
-    small = functools.partial(gemm_peak, repeats=1)  # products of 2048 take seconds
-    monkeypatch.setattr("comvex.bench.run.gemm_peak", lambda device, sides: small(device=device, sides=(64,)))
+    monkeypatch.setattr("comvex.bench.run.fastest_side", lambda device, sides: 64)  # products of 2048 take seconds
     arguments = ["bench", "--size", "32", "--batch-size", "1", "--mode", "inference", "--against"]
     arguments += ["--rounds", "7", "--threads", "1", "--out", str(tmp_path), "--json"]
     monkeypatch.setattr(sys, "argv", ["comvex", *arguments])
@@ -292,13 +343,57 @@ def test_what_was_measured_is_printed_even_if_it_cannot_be_written(monkeypatch, 
     def full(report, out):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / "bench.json"))
 
-    monkeypatch.setattr("comvex.bench.run.gemm_peak", lambda device, sides: 1e9)
+    monkeypatch.setattr("comvex.bench.run.fastest_side", lambda device, sides: 64)
     monkeypatch.setattr("comvex.bench.report.write_report", full)
     arguments = ["--size", "32", "--batch-size", "1", "--mode", "inference", "--against", "--rounds", "7"]
     assert main(["bench", *arguments, "--threads", "1", "--out", str(tmp_path / "out"), "--json"]) == 2
     captured = capsys.readouterr()
     assert json.loads(captured.out)["rows"]
     assert "bench.json cannot be read or written: No space left on device." in captured.err
+
+
+def test_an_interrupted_command_has_written_and_prints_the_scenes_before(monkeypatch, capsys, tmp_path):
+    def interrupted(job):
+        if job.config.image_size == 48:
+            raise KeyboardInterrupt
+        return 1e6
+
+    monkeypatch.setattr("comvex.bench.run.fastest_side", lambda device, sides: 64)
+    monkeypatch.setattr("comvex.bench.run.peak_memory", interrupted)
+    arguments = ["--size", "32", "48", "--batch-size", "1", "--mode", "inference", "--against", "--rounds", "7"]
+    assert main(["bench", *arguments, "--threads", "1", "--out", str(tmp_path), "--json"]) == 130
+    printed = json.loads(capsys.readouterr().out)
+    assert [row["image_size"] for row in printed["rows"]] == [32]
+    assert json.loads((tmp_path / "bench.json").read_text()) == printed
+    assert "Not finished: 1 of 2 scenes are measured." in (tmp_path / "bench.md").read_text()
+
+
+def test_a_form_that_fails_is_a_row_that_says_so(monkeypatch, capsys, tmp_path):
+    """One computes something else, one cannot be run at all; the third has all its figures."""
+
+    def make_other_step(job):
+        if job.form == TIMM:
+            raise RuntimeError("not today\nat all")
+        step = make_step(job)
+        return (lambda: step() + 1) if job.form == PLAIN else step
+
+    monkeypatch.setattr("comvex.bench.run.make_step", make_other_step)
+    monkeypatch.setattr("comvex.bench.run.peak_memory", lambda job: 1e6)
+    monkeypatch.setattr("comvex.bench.run.fastest_side", lambda device, sides: 64)
+    arguments = ["--size", "32", "--batch-size", "1", "--mode", "inference", "--rounds", "7", "--threads", "1"]
+    assert main(["bench", *arguments, "--out", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.endswith("comvex: 2 of 3 forms failed: the report says why.\n")
+    found = json.loads((tmp_path / "bench.json").read_text())
+    errors = [row["error"] for row in found["rows"]]
+    assert errors[0] is None
+    assert "differ from those in eager float32" in errors[1]
+    assert errors[2] == "RuntimeError: not today"
+    assert ["ms_per_picture" in row for row in found["rows"]] == [True, False, False]
+    [row] = found["ratios"]
+    assert row["time_over_plain_vit"] is row["memory_over_plain_vit"] is row["times_faster_than_timm"] is None
+    assert captured.out.count("| failed |") == 2
+    assert "- ConViT_Ti, 32 px, inference, timm's ConViT, eager, float32: RuntimeError: not today" in captured.out
 
 
 def test_mistakes_are_answered_by_one_sentence(capsys, tmp_path):

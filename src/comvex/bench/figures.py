@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from comvex.bench.gemm import flop_of_product
 from comvex.bench.names import EXPORTED
 from comvex.bench.plan import Form, Scene
 
@@ -32,22 +33,31 @@ class Spread:
 
 @dataclass
 class Measured:
-    """What is known of a form in a scene; ``seconds`` has a step's time in each round, none if memory ran out."""
+    """What is known of a form in a scene; ``seconds`` has a step's time in each round, none if it was not timed."""
 
     scene: Scene
     form: Form
     flop: int
     """Of a step, with all its pictures."""
-    gemm_peak: float
-    """FLOP/s of the machine just before the rounds."""
-    peak_memory: float | None
-    """Bytes, see ``peak_memory``; None if it ran out of memory."""
-    difference: float | None
+    peak_memory: float | None = None
+    """Bytes, see ``peak_memory``; None if it ran out of memory, or if that cannot be measured."""
+    difference: float | None = None
     """To eager float32, of inference; see ``steps.difference_to_eager``."""
+    out_of_memory: bool = False
+    why_no_memory: str | None = None
+    """Why ``peak_memory`` cannot be measured on this system."""
+    error: str | None = None
+    """Why it could not be timed, if it is not for memory."""
     seconds: list[float] = field(default_factory=list)
+    gemm_side: int = 0
+    gemm_seconds: list[float] = field(default_factory=list)
+    """Of the square float32 product of that side, in the same rounds."""
 
     def row(self) -> dict[str, Any]:
-        """As the JSON report has it: times in milliseconds per picture, rates in GFLOP/s, memory in MB (10^6 bytes)."""
+        """As the JSON report has it: times in milliseconds per picture, rates in GFLOP/s, memory in MB (10^6 bytes).
+
+        ``seconds`` and ``gemm_seconds`` are those of a step in each round. What was not timed has none of the times.
+        """
         common = {
             "model": self.scene.model,
             "image_size": self.scene.image_size,
@@ -55,27 +65,33 @@ class Measured:
             "mode": self.scene.mode,
             **asdict(self.form),
             "gflop_per_picture": self.flop / self.scene.batch_size / 1e9,
-            "gemm_peak_gflops": self.gemm_peak / 1e9,
-            "out_of_memory": self.peak_memory is None,
+            "out_of_memory": self.out_of_memory,
+            "error": self.error,
         }
-        if self.peak_memory is None:
+        if not self.seconds:
             return common
         per_picture = [seconds / self.scene.batch_size for seconds in self.seconds]
-        rate = self.flop / statistics.median(self.seconds)
+        rates = [self.flop / seconds for seconds in self.seconds]
+        peaks = [flop_of_product(self.gemm_side) / seconds for seconds in self.gemm_seconds]
         return common | {
             "ms_per_picture": asdict(Spread.of(1000 * seconds for seconds in per_picture)),
             "pictures_per_second": 1 / statistics.median(per_picture),
-            "gflops": rate / 1e9,
-            "share_of_gemm_peak": rate / self.gemm_peak,
-            "peak_memory_mb": self.peak_memory / 1e6,
-            "memory_of": "process" if self.form.runtime in EXPORTED else "tensors",
+            "gflops": statistics.median(rates) / 1e9,
+            "gemm_peak_gflops": asdict(Spread.of(peak / 1e9 for peak in peaks)),
+            "share_of_gemm_peak": asdict(Spread.of(rate / peak for rate, peak in zip(rates, peaks, strict=True))),
+            "peak_memory_mb": None if self.peak_memory is None else self.peak_memory / 1e6,
+            "memory_of": "process in a step" if self.form.runtime in EXPORTED else "tensors",
+            "why_no_memory": self.why_no_memory,
             "difference_to_eager": self.difference,
             "rounds": len(per_picture),
+            "seconds": self.seconds,
+            "gemm_side": self.gemm_side,
+            "gemm_seconds": self.gemm_seconds,
         }
 
 
 def ratio(numerator: Measured | None, denominator: Measured | None) -> Spread | None:
-    """Spread of the rounds' ratios of time; None where one of them is missing or ran out of memory."""
+    """Spread of the rounds' ratios of time; None where one of them is missing or was not timed."""
     if numerator is None or denominator is None or not numerator.seconds or not denominator.seconds:
         return None
     return Spread.of(a / b for a, b in zip(numerator.seconds, denominator.seconds, strict=True))
@@ -100,7 +116,7 @@ def ratios(measured: Sequence[Measured]) -> list[dict[str, Any]]:
             "times_faster_than_float32": ratio(float32, found) if form.precision != "float32" else None,
         }
         memory = None
-        if plain is not None and found.peak_memory is not None and plain.peak_memory is not None:
+        if plain is not None and found.seconds and plain.seconds and found.peak_memory and plain.peak_memory:
             memory = found.peak_memory / plain.peak_memory
         rows.append(
             {
@@ -112,10 +128,15 @@ def ratios(measured: Sequence[Measured]) -> list[dict[str, Any]]:
                 "precision": form.precision,
                 **{name: None if spread is None else asdict(spread) for name, spread in spreads.items()},
                 "memory_over_plain_vit": memory,
-                "timm_out_of_memory": theirs is not None and theirs.peak_memory is None,
+                "timm_out_of_memory": theirs is not None and theirs.out_of_memory,
             }
         )
     return rows
+
+
+def is_timed(row: dict[str, Any]) -> bool:
+    """Whether a row of the report has times: it neither failed nor ran out of memory."""
+    return "ms_per_picture" in row
 
 
 def growth(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -126,7 +147,7 @@ def growth(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     series: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     names = ("model", "mode", "contestant", "runtime", "precision")
     for row in rows:
-        if not row["out_of_memory"]:
+        if is_timed(row):
             point = (row["image_size"] ** 2, row["ms_per_picture"]["median"])
             series.setdefault(tuple(row[name] for name in names), []).append(point)
     fits = []

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from comvex.bench.figures import is_timed
 from comvex.bench.machine import describe_in_words
 from comvex.bench.names import CONTESTANT_NAMES, RUNTIME_NAMES
 from comvex.errors import UserError
@@ -44,23 +45,28 @@ def write_report(report: dict[str, Any], out: Path) -> None:
 
 
 def to_markdown(report: dict[str, Any]) -> str:
-    """The report as a page: machine and command, ratios, absolute figures, growth."""
+    """The report as a page: machine and command, ratios, absolute figures, what failed, growth."""
     parts = [header(report), "## Ratios", ratio_table(report["ratios"]), "## Absolute figures", row_table(report)]
+    if any(row["error"] for row in report["rows"]):
+        parts += ["## Failed", failures(report["rows"])]
     if report["growth"]:
         parts += ["## Cost as pictures grow", growth_table(report["growth"])]
     return "\n\n".join(parts) + "\n"
 
 
 def header(report: dict[str, Any]) -> str:
-    machine = report["machine"]
     lines = [
-        describe_in_words(machine),
+        describe_in_words(report["machine"]),
         "",
         f"`{report['command']}`",
         "",
-        f"Median of {report['rounds']} paired rounds, in brackets the quartiles. Best square float32 product: "
-        f"{machine['gemm_peak_gflops']:.0f} GFLOP/s.",
+        f"Median of {report['rounds']} paired rounds, each in an order of its own (shuffled with seed "
+        f"{report['order_seed']}), in brackets the quartiles. The GEMM peak is a square float32 product that takes its "
+        "turn in each round.",
     ]
+    scenes = report["num_scenes"]
+    if scenes["measured"] < scenes["planned"]:
+        lines += ["", f"Not finished: {scenes['measured']} of {scenes['planned']} scenes are measured."]
     if report["left_out"]:
         lines += ["", f"Left out: {'; '.join(report['left_out'])}."]
     return "\n".join(lines)
@@ -101,15 +107,17 @@ def place(row: dict[str, Any]) -> list[object]:
 def row_table(report: dict[str, Any]) -> str:
     names = [
         "model", "px", "batch", "mode", "runtime", "precision", "whose", "ms/picture", "pictures/s", "GFLOP/picture",
-        "share of GEMM peak", "peak memory, MB", "of", "difference to eager float32",
+        "share of GEMM peak", "GEMM peak, GFLOP/s", "peak memory, MB", "of", "difference to eager float32",
     ]  # fmt: skip
     rows = []
     for row in report["rows"]:
         cells: list[object] = [*place(row), CONTESTANT_NAMES[row["contestant"]]]
         gflop = f"{row['gflop_per_picture']:.3f}"
-        if row["out_of_memory"]:
-            rows.append([*cells, "out of memory", "-", gflop, "-", "-", "-", "-"])
+        if not is_timed(row):
+            why = "out of memory" if row["out_of_memory"] else "failed"
+            rows.append([*cells, why, "-", gflop, *["-"] * 5])
             continue
+        memory = row["peak_memory_mb"]
         difference = row["difference_to_eager"]
         rows.append(
             [
@@ -117,13 +125,25 @@ def row_table(report: dict[str, Any]) -> str:
                 spread(row["ms_per_picture"], form=".2f"),
                 f"{row['pictures_per_second']:.1f}",
                 gflop,
-                f"{row['share_of_gemm_peak']:.3f}",
-                f"{row['peak_memory_mb']:.1f}",
+                spread(row["share_of_gemm_peak"]),
+                spread(row["gemm_peak_gflops"], form=".0f"),
+                "not measurable" if memory is None else f"{memory:.1f}",
                 row["memory_of"],
                 "-" if difference is None else f"{difference:.0e}",
             ]
         )
-    return table(names, rows)
+    reasons = dict.fromkeys(row["why_no_memory"] for row in report["rows"] if row.get("why_no_memory"))
+    return "\n\n".join([table(names, rows), *reasons])
+
+
+def failures(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each form that could not be timed."""
+    return "\n".join(
+        f"- {row['model']}, {row['image_size']} px, {row['mode']}, {CONTESTANT_NAMES[row['contestant']]}, "
+        f"{RUNTIME_NAMES[row['runtime']]}, {row['precision']}: {row['error']}"
+        for row in rows
+        if row["error"]
+    )
 
 
 def growth_table(fits: Sequence[dict[str, Any]]) -> str:
@@ -178,7 +198,7 @@ def plot_times(report: dict[str, Any], file: Path) -> None:
     """Time per picture over the side of the picture, both logarithmic, a panel for each model and mode."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    rows = [row for row in report["rows"] if not row["out_of_memory"]]
+    rows = [row for row in report["rows"] if is_timed(row)]
     panels = list(dict.fromkeys((row["model"], row["mode"]) for row in rows))
     ways = list(dict.fromkeys((row["runtime"], row["precision"]) for row in rows))
     with new_figure(file, size=(9, 1.5 + 3.5 * max(1, len(panels)))) as figure:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 import tempfile
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,20 +16,25 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 
 from comvex.bench.figures import Measured, growth, ratios
 from comvex.bench.flop import count_flop
-from comvex.bench.gemm import SIDES, gemm_peak, wait
+from comvex.bench.gemm import SIDES, fastest_side, square_product, wait
 from comvex.bench.machine import describe_machine
 from comvex.bench.names import EXPORTED
-from comvex.bench.peak_memory import peak_memory
+from comvex.bench.peak_memory import NotMeasurable, peak_memory
 from comvex.bench.plan import FEWEST_ROUNDS, Form, Plan, Scene
 from comvex.bench.steps import Job, Step, difference_to_eager, export, full_float32, make_step
 from comvex.convit.config import check_integer
 from comvex.device import choose_device
 from comvex.errors import UserError
+from comvex.randomness import derive_seed
 from comvex.terminal import progress_bar
 
 WARM_UP = 2
 SHORTEST_ROUND = 0.05
 """Seconds that a form computes in a round at least, by several steps if one is shorter."""
+ORDER_SEED = 0
+"""Of the order in which forms take their turns in a round."""
+GEMM = "GEMM"
+"""The product that shares of the peak are of, among the forms."""
 
 
 def run_bench(
@@ -38,12 +45,14 @@ def run_bench(
     device: str = "cpu",
     command: str = "",
     gemm_sides: Sequence[int] = SIDES,
+    after_scene: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Measure every form in every scene of a plan; returns the report as plain numbers and texts, for JSON.
 
-    PyTorch's thread count is set to ``threads`` for the time of it, and TF32 is off. Raises ``ValueError`` for fewer
-    than seven rounds, for a device that is not there or that a runtime cannot use, and if a form does not compute what
-    eager mode does.
+    A form that cannot be run, or that does not compute what eager mode does, is a row that says so. ``after_scene`` is
+    given the report of what is measured so far. PyTorch's thread count is set to ``threads`` for the time of it, and
+    TF32 is off. Raises ``ValueError`` for fewer than seven rounds and for a device that is not there or that a runtime
+    cannot use.
     """
     check_integer("rounds", rounds, at_least=FEWEST_ROUNDS)
     before = torch.get_num_threads()
@@ -53,28 +62,38 @@ def run_bench(
     if on.type not in ("cpu", "cuda") or (on.type != "cpu" and not set(plan.runtimes).isdisjoint(EXPORTED)):
         raise UserError(f"device is {device!r}: it must be cpu or cuda, and cpu for ONNX Runtime and OpenVINO.")
     machine = describe_machine(threads=threads, device=on, runtimes=plan.runtimes, precisions=plan.precisions)
+    measured: list[Measured] = []
+
+    def report() -> dict[str, Any]:
+        rows = [found.row() for found in measured]
+        return {
+            "machine": machine,
+            "command": command,
+            "rounds": rounds,
+            "order_seed": ORDER_SEED,
+            "num_scenes": {"planned": len(plan.scenes), "measured": len({found.scene for found in measured})},
+            "left_out": plan.left_out,
+            "ratios": ratios(measured),
+            "rows": rows,
+            "growth": growth(rows),
+        }
+
     torch.set_num_threads(threads)
     try:
         with full_float32():
-            measured = measure_all(plan, rounds=rounds, threads=threads, device=on, gemm_sides=gemm_sides)
+            for found in measure_scenes(plan, rounds=rounds, threads=threads, device=on, gemm_sides=gemm_sides):
+                measured += found
+                if after_scene is not None:
+                    after_scene(report())
     finally:
         torch.set_num_threads(before)
-    rows = [found.row() for found in measured]
-    return {
-        "machine": machine | {"gemm_peak_gflops": max(row["gemm_peak_gflops"] for row in rows)},
-        "command": command,
-        "rounds": rounds,
-        "left_out": plan.left_out,
-        "ratios": ratios(measured),
-        "rows": rows,
-        "growth": growth(rows),
-    }
+    return report()
 
 
-def measure_all(
+def measure_scenes(
     plan: Plan, *, rounds: int, threads: int, device: torch.device, gemm_sides: Sequence[int]
-) -> list[Measured]:
-    """Every scene, with a bar on standard error that is drawn only in a terminal."""
+) -> Iterator[list[Measured]]:
+    """What is found in each scene, with a bar on standard error that is drawn only in a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
     total = sum(1 + 2 * len(plan.forms[scene.mode]) + rounds for scene in plan.scenes)
     with (
@@ -83,27 +102,27 @@ def measure_all(
         tempfile.TemporaryDirectory(prefix="comvex-bench-") as folder,
     ):
         task = bar.add_task("", total=total)
-        measured = []
         for scene in plan.scenes:
 
             def tell(text: str, scene: Scene = scene) -> None:
                 bar.update(task, description=f"{scene}: {text}", advance=1, refresh=True)
 
             tell("GEMM peak")
-            peak = gemm_peak(device=device, sides=gemm_sides)
+            side = fastest_side(device=device, sides=gemm_sides)
             found: dict[Form, Measured] = {}
             steps: dict[Form, Step] = {}
             for form in plan.forms[scene.mode]:
-                tell(str(form))
-                job = make_job(scene, form, threads=threads, device=device, folder=Path(folder))
-                tell(f"{form}, memory")
-                found[form], step = prepare(scene, job, gemm_peak=peak)
-                if step is not None:
-                    steps[form] = step
-            for form, times in time_in_turn(steps, rounds=rounds, device=device, tell=tell).items():
-                found[form].seconds = times
-            measured += found.values()
-        return measured
+                flop = count_flop(form.contestant, scene.config, batch_size=scene.batch_size, mode=scene.mode)
+                found[form] = Measured(scene, form, flop, gemm_side=side)
+                with noting_failure(found[form]):
+                    tell(str(form))
+                    job = make_job(scene, form, threads=threads, device=device, folder=Path(folder))
+                    tell(f"{form}, memory")
+                    step = prepare(found[form], job)
+                    if step is not None:
+                        steps[form] = step
+            time_all(found, steps, rounds=rounds, device=device, tell=tell)
+            yield list(found.values())
 
 
 def make_job(scene: Scene, form: Form, *, threads: int, device: torch.device, folder: Path) -> Job:
@@ -114,15 +133,58 @@ def make_job(scene: Scene, form: Form, *, threads: int, device: torch.device, fo
     return Job(form, scene.config, scene.batch_size, scene.mode, threads, str(device), file)
 
 
-def prepare(scene: Scene, job: Job, *, gemm_peak: float) -> tuple[Measured, Step | None]:
+def prepare(found: Measured, job: Job) -> Step | None:
     """Memory in a process of its own, then the step itself, compared with eager; no step if memory does not suffice."""
-    flop = count_flop(job.form.contestant, scene.config, batch_size=scene.batch_size, mode=scene.mode)
-    memory = peak_memory(job)
-    if memory is None:
-        return Measured(scene, job.form, flop, gemm_peak, None, None), None
+    try:
+        found.peak_memory = peak_memory(job)
+        found.out_of_memory = found.peak_memory is None
+    except NotMeasurable as error:
+        found.why_no_memory = str(error)
+    if found.out_of_memory:
+        return None
     step = make_step(job)
-    difference = difference_to_eager(job, step) if scene.mode == "inference" else None
-    return Measured(scene, job.form, flop, gemm_peak, memory, difference), step
+    found.difference = difference_to_eager(job, step) if job.mode == "inference" else None
+    return step
+
+
+@contextmanager
+def noting_failure(found: Measured) -> Iterator[None]:
+    """What goes wrong within is this form's failure: the others go on."""
+    try:
+        yield
+    except Exception as error:
+        found.error = in_words(error)
+
+
+def in_words(error: Exception) -> str:
+    """An error in a line; what is no mistake of the user's is named by its type."""
+    text = next(iter(str(error).splitlines()), "")
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def time_all(
+    found: dict[Form, Measured],
+    steps: dict[Form, Step],
+    *,
+    rounds: int,
+    device: torch.device,
+    tell: Callable[[str], None],
+) -> None:
+    """Times of the forms that can be run, and in the same rounds of the product whose rate their shares are of."""
+    if not steps:
+        return
+    [side] = {one.gemm_side for one in found.values()}
+    members: dict[Form | str, Step] = {**steps, GEMM: square_product(side, device=device)}
+
+    def fail(name: Form | str, error: Exception) -> None:
+        if not isinstance(name, Form):
+            raise error
+        found[name].error = in_words(error)
+
+    times = time_in_turn(members, rounds=rounds, device=device, tell=tell, failed=fail)
+    gemm_seconds = times.pop(GEMM)
+    for form in steps.keys() & times.keys():
+        found[form].seconds, found[form].gemm_seconds = times[form], gemm_seconds
 
 
 Name = TypeVar("Name", bound=Hashable)
@@ -135,23 +197,43 @@ def time_in_turn(
     device: torch.device,
     tell: Callable[[str], None],
     shortest_round: float = SHORTEST_ROUND,
+    failed: Callable[[Name, Exception], None] | None = None,
 ) -> dict[Name, list[float]]:
-    """Seconds of a step of each form, round by round; another form begins every round, so that none gains by its place.
+    """Seconds of a step of each form, round by round, in an order that is shuffled anew for each round.
 
-    What slows the machine for a while slows all forms of a round, and leaves their ratios as they are.
+    What slows the machine for a while slows all forms of a round, and leaves their ratios as they are; the shuffle
+    gives a form other forms before it, so that what one leaves behind does not always meet the same next one.
+    ``failed`` is told of a form whose step raises: the others go on without it. If it is not given the error ends all.
     """
-    repeats = {}
-    for form, step in steps.items():
-        once = [seconds(step, repeats=1, device=device) for _ in range(WARM_UP)][-1]
-        repeats[form] = max(1, math.ceil(shortest_round / once))
     order = list(steps)
+    repeats = {}
     times: dict[Name, list[float]] = {form: [] for form in steps}
+
+    @contextmanager
+    def taking_part(form: Name) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if failed is None:
+                raise
+            failed(form, error)
+            order.remove(form)
+
+    for form in steps:
+        with taking_part(form):
+            once = [seconds(steps[form], repeats=1, device=device) for _ in range(WARM_UP)][-1]
+            repeats[form] = max(1, math.ceil(shortest_round / once))
     for number in range(rounds):
         tell(f"round {number + 1} of {rounds}")
-        first = number % len(order) if order else 0
-        for form in order[first:] + order[:first]:
-            times[form].append(seconds(steps[form], repeats=repeats[form], device=device))
-    return times
+        for form in shuffled(order, number):
+            with taking_part(form):
+                times[form].append(seconds(steps[form], repeats=repeats[form], device=device))
+    return {form: times[form] for form in order}
+
+
+def shuffled(order: Sequence[Name], number: int) -> list[Name]:
+    """The order of a round, a function of its number and ``ORDER_SEED``."""
+    return random.Random(derive_seed(ORDER_SEED, number)).sample(order, len(order))
 
 
 def seconds(step: Step, *, repeats: int, device: torch.device) -> float:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from comvex.bench.names import GROWING_SIZES, Mode, Precision, Rival, Runtime
 from comvex.errors import UserError
@@ -21,7 +22,8 @@ class Bench:
     All are of the same width, depth and heads, on the same made pictures: this ConViT, timm's VisionTransformer with
     fused attention, and timm's own convit. They run one after the other, round by round, so that the ratios hold on a
     machine whose speed changes; absolute times hold for an idle one. Wherever several values can be given, all their
-    combinations are measured.
+    combinations are measured. What --out holds is written after each scene (a size of the model, a size of the picture
+    and a mode). A form that fails is a row that says so, and the exit code is 1.
 
       comvex bench                                             # ConViT-Ti at 224 pixels, inference and training
       comvex bench --size 224 448 --runtime eager openvino --precision float32 bfloat16 --out bench
@@ -77,15 +79,31 @@ class Bench:
 
         if self.out is not None:
             check_out(self.out, overwrite=self.overwrite)
-        report = run_bench(
-            plan,
-            rounds=self.rounds,
-            threads=self.threads,
-            device=self.device,
-            command=shlex.join(["comvex", *sys.argv[1:]]),
-        )
-        # First, since what follows may find the disk full
-        print(json.dumps(report) if self.json else to_markdown(report), end="\n" if self.json else "", flush=True)
+        report: dict[str, Any] = {}
+
+        def keep(measured: dict[str, Any]) -> None:
+            report.update(measured)
+            if self.out is not None:
+                with suppress(OSError):  # the last time tells it
+                    write_report(report, self.out)
+
+        try:
+            run_bench(
+                plan,
+                rounds=self.rounds,
+                threads=self.threads,
+                device=self.device,
+                command=shlex.join(["comvex", *sys.argv[1:]]),
+                after_scene=keep,
+            )
+        finally:  # an interrupted run too says what it has; before what follows, which may find the disk full
+            if report:
+                print(
+                    json.dumps(report) if self.json else to_markdown(report), end="\n" if self.json else "", flush=True
+                )
         if self.out is not None:
             write_report(report, self.out)
-        return 0
+        num_failed = sum(row["error"] is not None for row in report["rows"])
+        if num_failed:
+            print(f"comvex: {num_failed} of {len(report['rows'])} forms failed: the report says why.", file=sys.stderr)
+        return 1 if num_failed else 0
