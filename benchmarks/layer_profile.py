@@ -4,8 +4,9 @@ python benchmarks/layer_profile.py
 python benchmarks/layer_profile.py --preset ConViT_S --size 448:8
 
 Both layers are the model's own and get the same tokens. The parts are the times of PyTorch's operations, with what is
-between them. The whole layers, forward and backward, and the positional factors are timed apart, without the profiler
-and in turn, for the share of the factors in a layer.
+between them, the medians of calls of one layer and the other in turn: they say where a layer's time goes. What compares
+the layers are their whole times, forward and backward, which are measured apart, without the profiler and in paired
+rounds, with those of the positional factors for their share in a layer.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch.utils.hooks import RemovableHandle
 from comvex.bench.figures import Spread
 from comvex.bench.models import build
 from comvex.bench.plan import FEWEST_ROUNDS, preset_configs
-from comvex.bench.run import time_in_turn
+from comvex.bench.run import shuffled, time_in_turn
 from comvex.convit.attention import GatedPositionalSelfAttention
 from comvex.convit.blend import Blend
 from comvex.convit.config import check_integer
@@ -119,17 +120,21 @@ def name_modules(layer: nn.Module) -> list[RemovableHandle]:
     return hooks
 
 
-def parts(example: Example, *, repeats: int) -> dict[str, float]:
-    """Milliseconds of a layer's forward in each of ``PARTS``, the median of some calls."""
-    hooks = name_modules(example.layer)
+def parts(examples: dict[str, Example], *, repeats: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of each layer's forward in each of ``PARTS``, medians of some calls, one of each layer in turn."""
+    hooks = [hook for example in examples.values() for hook in name_modules(example.layer)]
+    calls: dict[str, list[Counter[str]]] = {name: [] for name in examples}
     try:
         for _ in range(WARM_UP):
-            example.infer()
-        calls = [parts_of_call(example) for _ in range(repeats)]
+            for example in examples.values():
+                example.infer()
+        for number in range(repeats):
+            for name in shuffled(list(examples), number):
+                calls[name].append(parts_of_call(examples[name]))
     finally:
         for hook in hooks:
             hook.remove()
-    return {part: statistics.median(call[part] for call in calls) for part in PARTS}
+    return {name: {part: statistics.median(call[part] for call in calls[name]) for part in PARTS} for name in calls}
 
 
 def parts_of_call(example: Example) -> Counter[str]:
@@ -185,7 +190,8 @@ def measure(key: recording.Key, *, repeats: int) -> dict[str, Any]:
         return vars(Spread.of(a / b for a, b in zip(seconds[above], seconds[below], strict=True)))
 
     return {
-        "parts_ms": {name: parts(example, repeats=repeats) for name, example in both.items()},
+        "parts_ms": parts(both, repeats=repeats),
+        "parts_in_turn": True,
         "whole_ms": {name: 1000 * statistics.median(times) for name, times in seconds.items()},
         "factors_over_layer": spread("factors", "GPSA forward"),
         "gpsa_over_plain": spread("GPSA forward", "plain forward"),
