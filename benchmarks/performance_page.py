@@ -1,7 +1,7 @@
-"""Put the recorded tables and targets into docs/performance.md, between its markers.
+"""Put the recorded tables and targets into docs/performance.md, between its markers, and beside each record its tables.
 
-python benchmarks/performance_page.py          writes the page
-python benchmarks/performance_page.py --check  says whether the page is what the records say, and changes nothing
+python benchmarks/performance_page.py          writes the pages
+python benchmarks/performance_page.py --check  says whether they are what the records say, and changes nothing
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 import recording
-from tables import TABLES, section, target_table
+from tables import TABLES, report, section
+from targets import target_table
 
 from comvex.errors import UserError
 from comvex.files import write_text
@@ -31,18 +32,29 @@ def filled(page: str, records: Path) -> str:
     return MARKED.sub(lambda match: f"{match[1]}\n{made[match[2]]}\n\n{match[3]}", page)
 
 
+def pages(page: Path, records: Path) -> dict[Path, str]:
+    """Every file that is made of the records: the page, and NAME.md beside each NAME.json."""
+    contents = {name: recording.read(name, records) for name in TABLES}
+    made = {records / f"{name}.md": report(content) for name, content in contents.items() if content is not None}
+    return {page: filled(page.read_text(encoding="utf-8"), records)} | made
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=Path, default=recording.FOLDER, help="folder of the records")
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--check", action="store_true", help="exit with 1 if the page is not what the records say")
     options = parser.parse_args(arguments)
-    page = options.page.read_text(encoding="utf-8")
-    made = filled(page, options.records)
+    made = pages(options.page, options.records)
     if not options.check:
-        write_text(options.page, made)
-    elif made != page:
-        recording.tell(f"{options.page} is not what the records say: python benchmarks/performance_page.py writes it.")
+        for file, text in made.items():
+            write_text(file, text)
+        return
+    other = [str(file) for file, text in made.items() if not file.exists() or file.read_text(encoding="utf-8") != text]
+    if other:
+        recording.tell(
+            f"Not what the records say: {', '.join(other)}. python benchmarks/performance_page.py writes it."
+        )
         sys.exit(1)
 
 

@@ -1,6 +1,7 @@
 """What the scripts behind docs/performance.md share: their options, and a record that a repeated command goes on with.
 
-A record is OUT/NAME.json: the machine, and an entry for everything measured, with its key, date and exact command.
+A record is OUT/NAME.json: the machine, and an entry for everything measured, with its key, date, exact command and the
+git revision of the code.
 OUT/NAME.md has the same as tables (``tables.py``), written anew after each entry.
 """
 
@@ -10,6 +11,7 @@ import argparse
 import json
 import os
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 
+import comvex
 from comvex.bench.machine import describe_machine
 from comvex.bench.names import Precision, Runtime
 from comvex.convit.config import check_integer
@@ -29,6 +32,20 @@ FOLDER = Path(__file__).parent.parent / "docs" / "results" / "performance"
 Key = dict[str, Any]
 
 
+def revision(package: Path = Path(comvex.__file__).parent) -> dict[str, Any] | None:
+    """The git commit of the package, and whether its files are changed since; None outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=package, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # an installed package may lie within another checkout
+        return {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain", ".") != ""}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 @dataclass
 class Record:
     """A table's entries, each written as soon as it is measured."""
@@ -37,28 +54,31 @@ class Record:
     out: Path
     machine: dict[str, Any]
     entries: list[dict[str, Any]]
+    revision: dict[str, Any] | None
+    """Of the code of this process, when the record was opened."""
 
     @classmethod
     def open(cls, name: str, out: Path, machine: dict[str, Any], *, overwrite: bool) -> Record:
         """The record that is in ``out``, or an empty one; raises ``ValueError`` if it is another machine's."""
         there = None if overwrite else read(name, out)
         if there is None:
-            return cls(name, out, machine, [])
+            return cls(name, out, machine, [], revision())
         for field in machine.keys() - {"date"}:
             if machine[field] != there["machine"].get(field):
                 raise UserError(
                     f"{out / name}.json was measured with another {field}: {there['machine'].get(field)}, now "
                     f"{machine[field]}. Choose another --out, or --overwrite to begin anew."
                 )
-        return cls(name, out, there["machine"], there["entries"])
+        return cls(name, out, there["machine"], there["entries"], revision())
 
     def find(self, key: Key) -> dict[str, Any] | None:
         """What is recorded under a key, None if it is not measured yet."""
         return next((entry for entry in self.entries if entry["key"] == key), None)
 
     def add(self, key: Key, found: dict[str, Any]) -> None:
-        """Write an entry, with the date and the command of this process."""
-        self.entries.append({"key": key, "date": time.strftime("%Y-%m-%d %H:%M"), "command": command(), **found})
+        """Write an entry, with the date, the command of this process and the revision of its code."""
+        made = {"date": time.strftime("%Y-%m-%d %H:%M"), "command": command(), "revision": self.revision}
+        self.entries.append({"key": key, **made, **found})
         content = {"table": self.name, "machine": self.machine, "entries": self.entries}
         write_text(self.out / f"{self.name}.json", json.dumps(content, indent=1) + "\n")
         from tables import report

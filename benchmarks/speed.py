@@ -75,8 +75,11 @@ def is_wanted(form: Form, table: Table) -> bool:
 
 
 def measure_scene(table: Table, key: recording.Key, *, threads: int) -> dict[str, Any]:
-    """The figures of one scene, as ``comvex bench --json`` has them."""
+    """The figures of one scene, as ``comvex bench --json`` has them; raises ``ValueError`` if a form fails."""
     report = run_bench(plan_scene(table, key), rounds=key["rounds"], threads=threads)
+    for row in report["rows"]:
+        if row["error"] is not None:
+            raise UserError(f"Not recorded, since {row['contestant']} in {row['runtime']} failed: {row['error']}")
     return {name: report[name] for name in ("ratios", "rows", "left_out")}
 
 

@@ -1,14 +1,14 @@
-"""The tables of docs/performance.md, as Markdown made of the records, and the targets with what was found of them."""
+"""The tables of docs/performance.md, as Markdown made of the records."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from layer_profile import PARTS
 
-from comvex.bench.figures import growth
+from comvex.bench.figures import growth, is_timed
 from comvex.bench.machine import describe_in_words
 from comvex.bench.names import CONTESTANT_NAMES, RUNTIME_NAMES
 from comvex.bench.report import growth_table, spread, table
@@ -16,6 +16,13 @@ from comvex.bench.report import growth_table, spread, table
 Row = dict[str, Any]
 Content = dict[str, Any]
 NOT_MEASURED = "Not measured yet."
+BEFORE = "(before)"
+"""Marks shares in records from the time when the GEMM peak was measured once, and not in each round."""
+BEFORE_IN_WORDS = (
+    f'"{BEFORE}": the GEMM peak was measured once before the rounds, and not in each of them. Such a share has no '
+    "quartiles and is off by whatever the machine changed meanwhile."
+)
+WHOLE_PROCESS = "Memory is the peak of the whole process: what reading and compiling the model took is in it."
 PLACE = ("model", "image_size", "batch_size", "mode", "runtime", "precision")
 
 
@@ -31,12 +38,31 @@ def section(content: Content | None) -> str:
     commands = dict.fromkeys(entry["command"] for entry in content["entries"])
     dates = sorted(entry["date"] for entry in content["entries"])
     made = ["Measured with " + ", ".join(f"`{command}`" for command in commands) + f", {dates[0]} to {dates[-1]}."]
-    return "\n\n".join([*TABLES[content["table"]](content), *made, f"Machine: {describe_in_words(content['machine'])}"])
+    made += [revisions_in_words(content["entries"]), f"Machine: {describe_in_words(content['machine'])}"]
+    return "\n\n".join([*TABLES[content["table"]](content), *made])
+
+
+def revisions_in_words(entries: Sequence[Row]) -> str:
+    """Which code was measured; says so if it was not the same for all entries."""
+    counts = Counter(map(revision_in_words, entries))
+    if len(counts) == 1:
+        return f"Code: {next(iter(counts))}."
+    parts = ", ".join(f"{revision} ({count} entries)" for revision, count in counts.items())
+    return f"Code: not the same for all entries, which may differ by that: {parts}."
+
+
+def revision_in_words(entry: Row) -> str:
+    if "revision" not in entry:
+        return "revision not noted"
+    revision = entry["revision"]
+    if revision is None:
+        return "not of a git checkout"
+    return f"revision `{revision['commit'][:7]}`" + " with src/comvex changed since" * revision["changed"]
 
 
 def joined(content: Content, name: str) -> list[Row]:
-    """The rows of all scenes, or their ratios."""
-    return [row for entry in content["entries"] for row in entry[name]]
+    """The rows of all scenes, or their ratios; none if the record is of something else."""
+    return [row for entry in content["entries"] for row in entry.get(name, [])]
 
 
 def is_same(row: Row, other: Row, names: Iterable[str] = PLACE) -> bool:
@@ -52,13 +78,13 @@ def speed_tables(content: Content) -> list[str]:
     names += [
         "time, ConViT / plain ViT", "time, timm's / ConViT", "peak memory, ConViT / plain ViT", "ConViT, ms/picture",
         "plain ViT, ms/picture", "timm's, ms/picture", "ConViT, share of GEMM peak", "plain ViT, share",
-        "ConViT, MB", "plain ViT, MB", "timm's, MB",
+        "GEMM peak, GFLOP/s", "ConViT, MB", "plain ViT, MB", "timm's, MB",
     ]  # fmt: skip
     cells = []
     for row in joined(content, "ratios"):
         whose = {name: one(rows, row, contestant=name) for name in CONTESTANT_NAMES}
         times = [milliseconds(whose[name]) for name in CONTESTANT_NAMES]
-        shares = [figure(whose[name], "share_of_gemm_peak", ".3f") for name in ("convit", "plain_vit")]
+        shares = [share(whose[name]) for name in ("convit", "plain_vit")]
         memory = [figure(whose[name], "peak_memory_mb", ".0f") for name in CONTESTANT_NAMES]
         theirs = "timm's is out of memory" if row["timm_out_of_memory"] else spread(row["times_faster_than_timm"])
         ratio = row["memory_over_plain_vit"]
@@ -70,10 +96,32 @@ def speed_tables(content: Content) -> list[str]:
                 "-" if ratio is None else f"{ratio:.3f}",
                 *times,
                 *shares,
+                gemm_peak(whose["convit"]),
                 *memory,
             ]
         )
-    return [table(names, cells)]
+    whole_process = any(row.get("memory_of") == "process" for row in rows)
+    return [table(names, cells), *notes(rows), *[WHOLE_PROCESS] * whole_process]
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What is to be said of shares whose peak was measured before the rounds."""
+    shares = [row["share_of_gemm_peak"] for row in rows if is_timed(row)]
+    return [] if all(isinstance(value, dict) for value in shares) else [BEFORE_IN_WORDS]
+
+
+def share(row: Row | None) -> str:
+    """Of the GEMM peak, with the quartiles of the rounds if it was measured in them."""
+    return "-" if row is None or not is_timed(row) else with_quartiles(row["share_of_gemm_peak"], form=".3f")
+
+
+def gemm_peak(row: Row | None) -> str:
+    """GFLOP/s of the product that the shares of the row are of."""
+    return "-" if row is None or not is_timed(row) else with_quartiles(row["gemm_peak_gflops"], form=".0f")
+
+
+def with_quartiles(value: dict[str, float] | float, *, form: str) -> str:
+    return spread(value, form=form) if isinstance(value, dict) else f"{value:{form}} {BEFORE}"
 
 
 def runtime_tables(content: Content) -> list[str]:
@@ -81,7 +129,8 @@ def runtime_tables(content: Content) -> list[str]:
     rows, ratios = joined(content, "rows"), joined(content, "ratios")
     names = [
         "model", "px", "batch", "runtime", "precision", "time, ConViT / plain ViT", "times faster than timm's eager",
-        "times faster than float32 there", "ms/picture", "share of float32 GEMM peak", "difference to eager",
+        "times faster than float32 there", "ms/picture", "share of float32 GEMM peak", "float32 GEMM peak, GFLOP/s",
+        "difference to eager",
     ]  # fmt: skip
     cells = []
     for row in ratios:
@@ -95,7 +144,8 @@ def runtime_tables(content: Content) -> list[str]:
                 spread(row["times_faster_than_timm_eager_float32"]),
                 spread(row["times_faster_than_float32"]),
                 milliseconds(ours),
-                figure(ours, "share_of_gemm_peak", ".3f"),
+                share(ours),
+                gemm_peak(ours),
                 figure(ours, "difference_to_eager", ".0e"),
             ]
         )
@@ -108,7 +158,7 @@ def runtime_tables(content: Content) -> list[str]:
         times = spread(best["times_faster_than_timm_eager_float32"], form=".2f")
         form = f"{RUNTIME_NAMES[best['runtime']]} in {best['precision']}"
         fastest.append(f"The fastest form of {model}, {form}, is {times} times as fast as timm's in eager float32.")
-    return [table(names, cells), *fastest]
+    return [table(names, cells), *notes(rows), *fastest]
 
 
 def growth_tables(content: Content) -> list[str]:
@@ -167,7 +217,7 @@ def step_in_words(key: Row) -> str:
 
 
 def profile_tables(content: Content) -> list[str]:
-    """Milliseconds of each part of a layer, a column for each layer; then the share of the positional factors."""
+    """Milliseconds of each part of a layer, a column for each layer; then what compares the layers."""
     entries = content["entries"]
     columns = [(entry, layer) for entry in entries for layer in ("GPSA", "plain")]
     names = [f"{layer}, {of_key(entry['key'])}" for entry, layer in columns]
@@ -189,7 +239,10 @@ def profile_tables(content: Content) -> list[str]:
             for entry in entries
         ],
     )
-    return [table(["part, ms per layer and batch", *names], cells), shares]
+    in_turn = all(entry.get("parts_in_turn") for entry in entries)
+    order = "in turn" if in_turn else "all of one layer before those of the other"
+    apart = f"Each part is the median of calls, {order}: only the next table, of paired rounds, compares the layers."
+    return [table(["part, ms per layer and batch", *names], cells), apart, shares]
 
 
 def of_key(key: Row) -> str:
@@ -232,118 +285,3 @@ TABLES: dict[str, Callable[[Content], list[str]]] = {
     "layer_profile": profile_tables,
     "low_precision": precision_tables,
 }
-
-
-# Targets
-
-
-@dataclass(frozen=True)
-class Target:
-    """One thing that is aimed at, and which figures of a record it is about."""
-
-    what: str
-    goal: str
-    record: str
-    figures: Callable[[Content], list[float]]
-
-
-def ratios_where(name: str, **wanted: Any) -> Callable[[Content], list[float]]:
-    """Medians of a ratio in the scenes that have these values."""
-
-    def figures(content: Content) -> list[float]:
-        rows = [row for row in joined(content, "ratios") if row[name] is not None and is_same(row, wanted, wanted)]
-        return [row[name]["median"] if isinstance(row[name], dict) else row[name] for row in rows]
-
-    return figures
-
-
-def shares_where(model: str, **wanted: Any) -> Callable[[Content], list[float]]:
-    """Shares of the GEMM peak of this ConViT's sizes whose names begin so, in inference at batch 16, float32."""
-
-    def figures(content: Content) -> list[float]:
-        fixed = {"contestant": "convit", "mode": "inference", "precision": "float32", "batch_size": 16, **wanted}
-        rows = [row for row in joined(content, "rows") if row["model"].startswith(model) and is_same(row, fixed, fixed)]
-        return [row["share_of_gemm_peak"] for row in rows if not row["out_of_memory"]]
-
-    return figures
-
-
-def fastest(content: Content) -> list[float]:
-    """Of each model, how much faster its fastest form is than timm's in eager."""
-    best: dict[str, float] = {}
-    for row in joined(content, "ratios"):
-        found = row["times_faster_than_timm_eager_float32"]
-        if found is not None:
-            best[row["model"]] = max(best.get(row["model"], 0), found["median"])
-    return list(best.values())
-
-
-def of_form(form: str, name: str) -> Callable[[Content], list[float]]:
-    """A figure of a form of every trained model that was evaluated."""
-    return lambda content: [row[name] for entry in content["entries"] for row in entry["forms"] if row["name"] == form]
-
-
-def factor_shares(content: Content) -> list[float]:
-    """In percent of a layer, at batch 16."""
-    entries = [entry for entry in content["entries"] if entry["key"]["batch_size"] == 16]
-    return [100 * entry["factors_over_layer"]["median"] for entry in entries]
-
-
-def targets() -> list[Target]:
-    """Those of the issue, in its order."""
-    found = []
-    for record, modes in (("eager", ("inference", "training")), ("openvino", ("inference",))):
-        for mode in modes:
-            where = ratios_where("time_over_plain_vit", mode=mode)
-            found.append(
-                Target(f"time of {mode} / plain ViT, {RUNTIME_NAMES[record]}", "at most 1.06, aim 1.03", record, where)
-            )
-    for mode, side, goal in (
-        ("inference", 224, 1.5), ("inference", 448, 3.4), ("training", 224, 1.4), ("training", 448, 2.2),
-    ):  # fmt: skip
-        where = ratios_where("times_faster_than_timm", mode=mode, image_size=side)
-        found.append(Target(f"times faster than timm's, {mode}, {side} px, eager", f"at least {goal}", "eager", where))
-    for mode, goal in (("inference", "at most 1.05"), ("training", "at most 1.20, aim 1.10")):
-        where = ratios_where("memory_over_plain_vit", mode=mode, image_size=768)
-        found.append(Target(f"peak memory of {mode} / plain ViT, 768 px, eager", goal, "eager", where))
-    for model, record, goal in (
-        ("ConViT_Ti", "eager", 0.72), ("ConViT_S", "eager", 0.82), ("ConViT", "openvino", 0.85),
-    ):  # fmt: skip
-        what = f"share of the GEMM peak, float32, batch 16, {RUNTIME_NAMES[record]}, {model.replace('ConViT_', '')}"
-        found.append(Target(what, f"at least {goal}", record, shares_where(model)))
-    for precision, goal in (
-        ("bfloat16", "at least 1.7, aim 1.8"), *((name, "at least 2.1, aim 2.3") for name in ("int8_float32", "int8")),
-    ):  # fmt: skip
-        where = ratios_where("times_faster_than_float32", runtime="openvino", precision=precision)
-        found.append(Target(f"times faster than float32, OpenVINO, {precision}", goal, "runtimes", where))
-    found.append(Target("times the fastest form is faster than timm's in eager", "at least 4", "runtimes", fastest))
-    for precision, goal in (("bfloat16", "-0.1 or more"), ("int8", "-0.3 or more")):
-        where = of_form(f"OpenVINO {precision}", "points_from_eager")
-        found.append(Target(f"top-1 from eager's, points, OpenVINO {precision}", goal, "low_precision", where))
-    what = "positional factors, percent of a GPSA layer, batch 16"
-    found.append(Target(what, "under 1", "layer_profile", factor_shares))
-    return found
-
-
-def target_table(contents: dict[str, Content | None]) -> str:
-    """Every target with the least and the most that was found in its scenes."""
-    cells = []
-    for target in targets():
-        content = contents[target.record]
-        figures = [] if content is None else target.figures(content)
-        cells.append(
-            [target.what, target.goal, least_and_most(figures), f"[{target.record}](#{anchor(target.record)})"]
-        )
-    return table(["what", "target", "found, least to most", "table"], cells)
-
-
-def least_and_most(figures: Sequence[float]) -> str:
-    if not figures:
-        return "not measured yet"
-    least, most = f"{min(figures):.3f}", f"{max(figures):.3f}"
-    return least if len(figures) == 1 else f"{least} to {most} ({len(figures)} scenes)"
-
-
-def anchor(record: str) -> str:
-    """Of a record's heading in docs/performance.md."""
-    return record.replace("_", "-")

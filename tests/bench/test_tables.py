@@ -5,36 +5,26 @@ Tiny sizes, on whatever machine this is: no time is asserted.
 
 import dataclasses
 import functools
-import importlib
 import json
-import sys
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from comvex.bench.gemm import gemm_peak
 from comvex.bench.peak_memory import of_process
 from comvex.bench.plan import preset_configs
 from comvex.convit.weights import file_sha256
 from comvex.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 SCRIPTS = ("speed", "memory_limit", "layer_profile", "low_precision", "performance_page")
-
-
-@pytest.fixture(scope="module")
-def scripts():
-    """The modules of benchmarks/, which is no package."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield {name: importlib.import_module(name) for name in (*SCRIPTS, "recording", "tables")}
-    sys.path.remove(str(ROOT / "benchmarks"))
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Products of 64 x 64 for the GEMM peak, since those of 2048 take seconds."""
-    small = functools.partial(gemm_peak, repeats=1)
-    monkeypatch.setattr("comvex.bench.run.gemm_peak", lambda device, sides: small(device=device, sides=(64,)))
+    monkeypatch.setattr("comvex.bench.run.fastest_side", lambda device, sides: 64)
 
 
 @pytest.fixture
@@ -101,10 +91,20 @@ def test_speed_is_recorded_scene_by_scene_and_an_interrupted_command_goes_on(
     [lines] = check_tables((tmp_path / "eager.md").read_text())
     assert len(lines) == 4
     assert "recorded already" in capsys.readouterr().err
-    table = scripts["tables"].target_table(dict.fromkeys(scripts["tables"].TABLES) | {"eager": content})
-    [met] = [line for line in table.splitlines() if line.startswith("| time of training / plain ViT, eager")]
-    assert f"{content['entries'][1]['ratios'][0]['time_over_plain_vit']['median']:.3f}" in met
-    check_tables(table)
+    peak = content["entries"][0]["rows"][0]["gemm_peak_gflops"]
+    assert f"| {peak['median']:.0f} ({peak['low']:.0f} to {peak['high']:.0f}) |" in lines[2]
+    assert "(before)" not in (tmp_path / "eager.md").read_text()
+
+
+def test_a_scene_with_a_form_that_failed_is_not_recorded(scripts, quick, small, tmp_path, monkeypatch):
+    def fail(job):
+        raise RuntimeError("not today")
+
+    monkeypatch.setattr("comvex.bench.run.make_step", fail)
+    arguments = ["eager", "--preset", "ConViT_Ti", "--size", "32:2", "--rounds", "7", "--threads", "1"]
+    with pytest.raises(UserError, match="Not recorded, since convit in eager failed: RuntimeError: not today"):
+        scripts["speed"].main([*arguments, "--out", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_runtimes_have_low_precision_and_timms_model_as_published(scripts, quick, small, tmp_path):
@@ -178,6 +178,25 @@ def test_the_time_of_an_operation_counts_to_the_part_that_it_is_within(scripts):
         assert part_of(above[0], above) == part
 
 
+def test_the_layers_are_profiled_call_by_call_in_turn(scripts, monkeypatch):
+    profiler = scripts["layer_profile"]
+    examples = profiler.examples("ConViT_Ti", image_size=32, batch_size=1)
+    calls = []
+
+    def record(example):
+        calls.append(example)
+        return dict.fromkeys(profiler.PARTS, len(calls))
+
+    monkeypatch.setattr(profiler, "parts_of_call", record)
+    found = profiler.parts(examples, repeats=6)
+    assert found.keys() == {"GPSA", "plain"}
+    both = list(examples.values())
+    assert all(call in both for call in calls)
+    pairs = [calls[start : start + 2] for start in range(0, 12, 2)]
+    assert all(first is not second for first, second in pairs)
+    assert {id(first) for first, _ in pairs} == set(map(id, both))
+
+
 def test_a_trained_model_is_evaluated_in_every_precision(scripts, tmp_path):
     pytest.importorskip("nncf")
     from comvex.training.recipe import Recipe
@@ -208,6 +227,44 @@ def test_a_record_of_another_machine_is_not_gone_on_with(scripts, tmp_path):
     assert record.open("eager", tmp_path, here | {"threads": 2}, overwrite=True).machine["threads"] == 2
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_a_record_says_which_code_was_measured(scripts, tmp_path):
+    revision = scripts["recording"].revision
+
+    def git(*arguments):
+        who = ["-c", "user.name=one", "-c", "user.email=one@example.com"]
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    package = tmp_path / "src" / "comvex"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    assert revision(package) is None
+    git("init")
+    assert revision(package) is None  # an installed package in someone else's checkout
+    git("add", "--all")
+    git("commit", "-m", "one")
+    clean = revision(package)
+    assert (len(clean["commit"]), clean["changed"]) == (40, False)
+    (tmp_path / "notes").write_text("of no matter")
+    assert revision(package) == clean
+    (package / "new.py").write_text("")
+    assert revision(package) == clean | {"changed": True}
+
+
+def test_the_tables_say_which_code_they_are_of(scripts):
+    words = scripts["tables"].revisions_in_words
+    one, other = ({"revision": {"commit": letter * 40, "changed": False}} for letter in "ab")
+    changed = {"revision": one["revision"] | {"changed": True}}
+    assert words([{}, {}]) == "Code: revision not noted."
+    assert words([one, one]) == "Code: revision `aaaaaaa`."
+    assert words([changed]) == "Code: revision `aaaaaaa` with src/comvex changed since."
+    assert words([{"revision": None}]) == "Code: not of a git checkout."
+    assert words([one, one, other, {}]) == (
+        "Code: not the same for all entries, which may differ by that: revision `aaaaaaa` (2 entries), "
+        "revision `bbbbbbb` (1 entries), revision not noted (1 entries)."
+    )
+
+
 def test_mistakes_are_told_before_anything_is_measured(scripts, tmp_path):
     for arguments, said in (
         (["--size", "224"], "size is '224': it must be SIDE:BATCH"),
@@ -225,9 +282,19 @@ def test_the_page_has_what_the_records_say(scripts):
     """After new records: python benchmarks/performance_page.py."""
     page = scripts["performance_page"]
     text = page.PAGE.read_text()
-    assert page.filled(text, scripts["recording"].FOLDER) == text
+    made = page.pages(page.PAGE, scripts["recording"].FOLDER)
+    assert [file.name for file, text in made.items() if file.read_text() != text] == []
     recorded = {name for name in scripts["tables"].TABLES if scripts["recording"].read(name, page.recording.FOLDER)}
     assert text.count("\nNot measured yet.\n") == len(scripts["tables"].TABLES) - len(recorded)
+
+
+def test_a_figure_that_a_sentence_of_the_page_quotes_stands_in_a_table(scripts):
+    page = scripts["performance_page"]
+    text = page.PAGE.read_text()
+    tables = "".join(match[0] for match in page.MARKED.finditer(text))
+    quoted = re.findall(r"\d+\.\d{3}(?: \(\d+\.\d{3} to \d+\.\d{3}\))?(?!\d)", page.MARKED.sub("", text))
+    assert len(quoted) > 20
+    assert [figure for figure in quoted if figure not in tables] == []
 
 
 def test_a_record_reaches_the_page_and_nothing_else_of_it_changes(scripts, tmp_path):
