@@ -58,10 +58,10 @@ class Bound:
 
 @dataclass(frozen=True)
 class Target:
-    """One thing that is aimed at, and which figures of a record are about it; without a bound it is shown only."""
+    """One thing that is aimed at, and which figures of a record are about it."""
 
     what: str
-    bound: Bound | None
+    bound: Bound
     figures: Callable[[Content], list[Found]]
 
 
@@ -175,7 +175,7 @@ def target_table(contents: dict[str, Content | None]) -> str:
         figures = [found for found_there in of_record.values() for found in found_there]
         links = ", ".join(f"[{name}](#{anchor(name)})" for name, found_there in of_record.items() if found_there)
         cells.append(
-            [target.what, target.bound or "-", least_and_most(figures), judgement(target.bound, figures), links or "-"]
+            [target.what, target.bound, least_and_most(figures), judgement(target.bound, figures), links or "-"]
         )
     return table(["what", "target", "found, least to most", "kept, missed or undecided", "tables"], cells)
 
@@ -187,9 +187,9 @@ def least_and_most(figures: Sequence[Found]) -> str:
     return str(least) if len(figures) == 1 else f"{least} to {most}, {len(figures)} figures"
 
 
-def judgement(bound: Bound | None, figures: Sequence[Found]) -> str:
+def judgement(bound: Bound, figures: Sequence[Found]) -> str:
     """A target is missed if one figure misses it, and kept if all keep it."""
-    if bound is None or not figures:
+    if not figures:
         return "-"
     counts = Counter(map(bound.judge, figures))
     verdict = next(name for name in ("missed", "undecided", "kept") if counts[name])
