@@ -47,6 +47,7 @@ def record_of(out: Path, name: str) -> dict:
     for entry in content["entries"]:
         assert entry["command"].startswith("python ")
         assert entry["date"][:2] == "20"
+        assert entry["revision"] is None or len(entry["revision"]["commit"]) == 40
     return content
 
 
@@ -240,6 +241,7 @@ def test_a_record_says_which_code_was_measured(scripts, tmp_path):
     (package / "__init__.py").write_text("")
     assert revision(package) is None
     git("init")
+    git("commit", "--allow-empty", "-m", "nothing")
     assert revision(package) is None  # an installed package in someone else's checkout
     git("add", "--all")
     git("commit", "-m", "one")
