@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 import comvex
@@ -29,13 +30,14 @@ from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
 from comvex.convit.weights import WeightsInfo, default_preprocessing, save_weights
 from comvex.data.picture_set import PictureSet
 from comvex.data.sources import open_data
+from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
 from comvex.inference import export_comparison
 from comvex.inference.export import ExportPlan, default_folder, export_model, parse_axes
-from comvex.inference.export_comparison import check_comparison, compare, not_compared
+from comvex.inference.export_comparison import check_comparison, compare, not_compared, same_answers
 from comvex.inference.export_pictures import RealPictures, calibration_batches, comparison_pictures
-from comvex.inference.exported import read_exported
-from comvex.inference.programs import trace, with_constant_positions, write_onnx
+from comvex.inference.exported import ExportedInfo, ExportedModel, Precision, read_exported
+from comvex.inference.programs import Axis, trace, with_constant_positions, write_onnx
 from comvex.inference.run_evaluation import evaluate_run
 from made_pictures import shape_pictures
 
@@ -534,6 +536,59 @@ def test_another_models_logits_and_no_numbers_are_beyond_every_tolerance(folders
     for figures in (wrong, right | {"relative_difference": math.nan}):
         with pytest.raises(UserError, match="computes something else"):
             check_comparison(figures, exported.model.info)
+
+
+def unwritten(precision: Precision, dynamic: tuple[Axis, ...] = ()) -> tuple[ConViTWithLinearClassifier, ExportedModel]:
+    """A small model of pictures of 16 x 16, and itself in place of what an export of it would run."""
+    model = ConViTWithLinearClassifier(small(image_size=16, num_classes=4)).eval()
+    preprocessing = default_preprocessing(model.config)
+    info = ExportedInfo("openvino", precision, dynamic, 4, model.config, preprocessing, labels=("a", "b", "c", "d"))
+
+    def run(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            return model(torch.from_numpy(pictures)).numpy()
+
+    return model, ExportedModel(info, run)
+
+
+def test_a_program_that_is_wrong_for_one_picture_alone_is_found():
+    shades = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+    pictures = RealPictures("noise", PictureSet(shades, np.zeros(20, np.int64)))
+    model, exported = unwritten("float32", ("batch",))
+    preprocessing = Preprocessing.from_dict(exported.info.preprocessing)
+    right = compare(model, exported, pictures, preprocessing)
+    assert right["num_pictures"] == 20
+    assert right["relative_difference_alone"] == 0
+    check_comparison(right, exported.info)
+    rightly = exported.run
+    exported.run = lambda given: rightly(given) + np.float32(0.01 if len(given) == 1 else 0)
+    wrong = compare(model, exported, pictures, preprocessing)
+    assert wrong == right | {"relative_difference_alone": wrong["relative_difference_alone"]}
+    with pytest.raises(UserError, match="on noise, one picture alone, its logits differ"):
+        check_comparison(wrong, exported.info)
+    exported.info = replace(exported.info, dynamic=())  # four at a time, whatever is given
+    assert compare(model, exported, pictures, preprocessing)["relative_difference_alone"] is None
+
+
+def test_of_the_answers_that_the_weights_are_sure_of_one_or_five_percent_may_be_others():
+    sure, tie = torch.tensor([5.0, 0.0, 0.0]), torch.tensor([0.01, 0.0, 0.0])
+    info = unwritten("int8")[1].info
+    near = {"compared_on": "digits", "relative_difference": 0.0, "relative_difference_alone": None, "tolerance": 0.2}
+
+    def check(*, num_sure: int, num_turned: int, num_ties: int = 0) -> None:
+        eager = torch.stack([sure] * num_sure + [tie] * num_ties)
+        run = torch.cat([eager[:num_turned].flip(1), eager[num_turned:num_sure], eager[num_sure:].flip(1)])
+        found = same_answers(eager, run, multi_label=False)
+        same = 100 * (num_sure - num_turned) / len(eager)
+        assert found == {"same_top1": pytest.approx(same), "num_sure": num_sure, "num_turned": num_turned}
+        check_comparison(near | found, info)
+
+    check(num_sure=60, num_turned=3, num_ties=40)
+    check(num_sure=2, num_turned=1)
+    check(num_sure=0, num_turned=0, num_ties=9)
+    for num_sure, num_turned in ((60, 4), (2, 2)):
+        with pytest.raises(UserError, match=f"of {num_sure} answers on digits .* {num_turned} are others, where int8"):
+            check(num_sure=num_sure, num_turned=num_turned)
 
 
 def test_an_export_is_replaced_only_when_asked_and_foreign_folders_never(small_run, tmp_path):

@@ -20,7 +20,8 @@ class Export:
     OUT gets the model's file and a config.json with preprocessing, labels, shapes and checksums. The file needs neither
     comvex nor PyTorch (but for --to torch): input "pictures" (batch, channels, height, width), float32 and normalised;
     output "logits" (batch, classes). It is opened again and run on real pictures first; if its logits are further from
-    those of the weights than the precision explains, nothing is written and the exit code is 2.
+    those of the weights than the precision explains, or more than 5 % of the answers that the weights are sure of
+    (probability 0.8) are others, nothing is written and the exit code is 2.
 
       comvex export runs/mine --to onnx                              # for ONNX Runtime, pictures of the run's size
       comvex export runs/mine --to onnx --dynamic batch,size         # any number of pictures of any size
@@ -93,8 +94,11 @@ def describe_export(report: dict[str, Any]) -> str:
         f"difference  largest {report['largest_difference']:.2g}, mean {report['mean_difference']:.2g} of a logit; "
         f"{report['relative_difference']:.1e} of their norm (allowed: {report['tolerance']:.0e})",
     ]
+    if report["relative_difference_alone"] is not None:
+        lines.append(f"one alone   {report['relative_difference_alone']:.1e} of their norm")
     if "same_top1" in report:
-        lines.append(f"top-1       the same on {report['same_top1']:.1f} % of the pictures")
+        turned = f"of {report['num_sure']} answers that the weights are sure of, {report['num_turned']} are others"
+        lines.append(f"top-1       the same on {report['same_top1']:.1f} % of the pictures; {turned}")
     else:
         lines.append(f"answers     {report['same_answers']:.1f} % of the classes' yes or no are the same")
     if report["not_compared"]:
