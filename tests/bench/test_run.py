@@ -64,7 +64,7 @@ def test_tf32_is_off_while_it_is_measured_and_as_before_afterwards(monkeypatch):
 
     seen: list[tuple[str, bool]] = []
     before = flags()
-    monkeypatch.setattr("comvex.bench.run.measure_all", fail)
+    monkeypatch.setattr("comvex.bench.run.measure_scenes", fail)
     try:
         for chosen in (("high", True), ("highest", False)):
             torch.set_float32_matmul_precision(chosen[0])

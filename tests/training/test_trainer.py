@@ -303,7 +303,7 @@ def test_the_last_epoch_is_kept_and_tested_where_that_is_asked_for(ruined_run, t
     kept, final = (load_file(tmp_path / "last" / "weights" / f"{name}.safetensors") for name in ("best", "last"))
     assert all(torch.equal(kept[name], final[name]) for name in kept)
     assert last["loss"] != best["loss"]
-    with pytest.raises(UserError, match="patience is 2: it waits for the best epoch, but select is 'last'"):
+    with pytest.raises(UserError, match="patience is 2: it waits for the best epoch, so select must be best, not last"):
         replace(RUINED, select="last", patience=2)
     with pytest.raises(UserError, match="select is 'first': it must be best or last"):
         replace(RUINED, select="first")
