@@ -52,14 +52,14 @@ def carry_out(study: Study, out: Path, *, options: Options | None = None, poll: 
         raise UserError("A study does not run under torchrun: repeat its command in several terminals instead.")
     known, num_pictures = begin(study, out)
     runs, known_runs = study.runs(num_pictures), known.runs(num_pictures)
+    line = partial(progress_line, runs, out, num_pictures=num_pictures)
     failed: dict[str, UserError] = {}
     said, drawn = "", -math.inf
     while waiting := [run for run in runs if run.name not in failed and read_result(run, out) is None]:
         trained = 0
         for run in waiting:
-            line = partial(progress_line, runs, out, num_pictures=num_pictures)
             try:
-                if not attempt(run, out, options, announce=lambda line=line, run=run: say(line(following=run))):
+                if not attempt(run, out, options, announce=lambda run=run: say(line(following=run))):
                     continue
             except UserError as error:
                 failed[run.name] = error
@@ -70,10 +70,10 @@ def carry_out(study: Study, out: Path, *, options: Options | None = None, poll: 
             write_report(known, known_runs, out, draw=draw)
             drawn = time.monotonic() if draw else drawn
         if not trained:
-            line = progress_line(runs, out, num_pictures=num_pictures)
-            if line != said:
-                say(line)
-                said = line
+            waits = line()
+            if waits != said:
+                say(waits)
+                said = waits
             time.sleep(poll)
     report = write_report(known, known_runs, out)
     if failed:

@@ -149,8 +149,12 @@ def accuracy(summary: Summary | None) -> str:
     """Mean, deviation, and how many seeds they are of: 77.1 ± 0.6 (3)."""
     if summary is None:
         return "-"
-    deviation = "" if summary.deviation is None else f" ± {summary.deviation:.2f}"
-    return f"{summary.top1:.2f}{deviation} ({summary.num_seeds})"
+    return with_spread(f"{summary.top1:.2f}", summary.deviation, summary.num_seeds)
+
+
+def with_spread(mean: str, deviation: float | None, num_seeds: int) -> str:
+    """A mean with its standard deviation, where there is one, and the number of seeds."""
+    return f"{mean}{'' if deviation is None else f' ± {deviation:.2f}'} ({num_seeds})"
 
 
 def accuracy_table(summaries: Sequence[Summary], differences: Mapping[tuple[str, float], Sequence[float]]) -> list[str]:
@@ -171,8 +175,8 @@ def mean_of(differences: Sequence[float]) -> str:
     """Mean, deviation, and of how many: -0.56 ± 0.30 (2)."""
     if not differences:
         return ""
-    deviation = f" ± {statistics.stdev(differences):.2f}" if len(differences) > 1 else ""
-    return f"{statistics.mean(differences):+.2f}{deviation} ({len(differences)})"
+    deviation = statistics.stdev(differences) if len(differences) > 1 else None
+    return with_spread(f"{statistics.mean(differences):+.2f}", deviation, len(differences))
 
 
 def method_lines(study: Study, results: Sequence[Result], summaries: Sequence[Summary]) -> list[str]:
