@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import recording
-from tables import TABLES, report, section
+from tables import TABLES, Content, report, section
 from targets import target_table
 
 from comvex.errors import UserError
@@ -22,9 +22,13 @@ PAGE = recording.FOLDER.parents[1] / "performance.md"
 MARKED = re.compile(r"(<!-- from the records: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def filled(page: str, records: Path) -> str:
+def read_records(records: Path) -> dict[str, Content | None]:
+    """Every record of a folder, None where there is none."""
+    return {name: recording.read(name, records) for name in TABLES}
+
+
+def filled(page: str, contents: dict[str, Content | None]) -> str:
     """The page with what stands between its markers made anew; raises ``ValueError`` if a marker is missing."""
-    contents = {name: recording.read(name, records) for name in TABLES}
     made = {name: section(content) for name, content in contents.items()} | {"targets": target_table(contents)}
     names = [match[1] for match in MARKED.findall(page)]
     if sorted(names) != sorted(made):
@@ -34,9 +38,9 @@ def filled(page: str, records: Path) -> str:
 
 def pages(page: Path, records: Path) -> dict[Path, str]:
     """Every file that is made of the records: the page, and NAME.md beside each NAME.json."""
-    contents = {name: recording.read(name, records) for name in TABLES}
+    contents = read_records(records)
     made = {records / f"{name}.md": report(content) for name, content in contents.items() if content is not None}
-    return {page: filled(page.read_text(encoding="utf-8"), records)} | made
+    return {page: filled(page.read_text(encoding="utf-8"), contents)} | made
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 import comvex
+from comvex.allocator import keep_freed_memory
 from comvex.bench.machine import describe_machine
 from comvex.bench.names import Precision, Runtime
 from comvex.convit.config import check_integer
@@ -123,8 +124,9 @@ def new_parser(doc: str | None) -> argparse.ArgumentParser:
 def open_record(
     name: str, options: argparse.Namespace, *, runtimes: Sequence[Runtime] = (), precisions: Sequence[Precision] = ()
 ) -> Record:
-    """The record of a script, with this machine; PyTorch's thread count is set to --threads."""
+    """The record of a script, with this machine; PyTorch's thread count is set to --threads, freed memory is kept."""
     check_integer("threads", options.threads, at_least=1)
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     machine = describe_machine(
         threads=options.threads, device=torch.device("cpu"), runtimes=runtimes, precisions=precisions

@@ -3,6 +3,7 @@
 python benchmarks/speed.py eager     inference and training of Ti, S and S+ at 224, 384, 448 and 768 pixels
 python benchmarks/speed.py openvino  inference of the same in OpenVINO, float32
 python benchmarks/speed.py runtimes  Ti and S at 224 pixels in ONNX Runtime and in OpenVINO's four precisions
+python benchmarks/speed.py compile   Ti and S at 224 pixels by torch.compile beside eager (needs a C++ compiler)
 python benchmarks/speed.py growth    Ti, one picture of 224 to 1024 pixels, with the exponent
 
 A scene (model, size, batch, mode) that is recorded is not measured again: an interrupted command goes on when repeated.
@@ -42,7 +43,7 @@ class Table:
 
 
 SIZES = {224: 16, 384: 8, 448: 8, 768: 2}
-ROUNDS = {224: 15, 384: 9, 448: 9, 768: 7, 1024: 7}
+ROUNDS = {224: 11, 384: 7, 448: 7, 768: 7, 1024: 7}
 """Paired rounds at a side in pixels: more where they are short."""
 TABLES = {
     "eager": Table(
@@ -58,6 +59,7 @@ TABLES = {
         ("eager", "onnxruntime", "openvino"),
         ("float32", "bfloat16", "int8_float32", "int8"),
     ),
+    "compile": Table(("ConViT_Ti", "ConViT_S"), {224: 16}, ("inference", "training"), ("eager", "compile")),
     "growth": Table(("ConViT_Ti",), dict.fromkeys(GROWING_SIZES, 1), ("inference", "training")),
 }
 
@@ -107,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--preset", nargs="+", help="sizes of the model, instead of the table's")
     parser.add_argument("--size", nargs="+", metavar="SIDE:BATCH", help="pixels and pictures, as in 448:8")
     parser.add_argument("--mode", nargs="+", choices=["inference", "training"])
-    parser.add_argument("--rounds", type=int, help="paired rounds, at least 7 (15 at 224 pixels, then 9, 7 from 768)")
+    parser.add_argument("--rounds", type=int, help="paired rounds, at least 7 (11 at 224 pixels, 7 from 384 on)")
     options = parser.parse_args(arguments)
     table = TABLES[options.table]
     batch_sizes = dict(map(parse_size, options.size)) if options.size else table.batch_sizes

@@ -12,7 +12,7 @@ from speed import SIZES
 from tables import BEFORE, Content, Row, is_same, joined
 
 from comvex.bench.figures import is_timed
-from comvex.bench.names import RUNTIME_NAMES
+from comvex.bench.names import EXPORTED, RUNTIME_NAMES
 from comvex.bench.report import spread, table
 
 
@@ -99,7 +99,7 @@ def shares_where(runtime: str, model: str | None = None) -> Callable[[Content], 
 
 
 def fastest(content: Content) -> list[Found]:
-    """Of each scene with several runtimes, how much faster the fastest form is than timm's in eager."""
+    """Of each scene with exported forms, how much faster the fastest form is than timm's in eager."""
     scenes: dict[tuple[Any, ...], list[Row]] = {}
     for row in joined(content, "ratios"):
         if row["times_faster_than_timm_eager_float32"] is not None:
@@ -107,7 +107,7 @@ def fastest(content: Content) -> list[Found]:
     times = [
         [row["times_faster_than_timm_eager_float32"] for row in rows]
         for rows in scenes.values()
-        if len({row["runtime"] for row in rows}) > 1
+        if any(row["runtime"] in EXPORTED for row in rows)
     ]
     return [Found.of(max(forms, key=lambda form: form["median"])) for forms in times]
 

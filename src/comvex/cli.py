@@ -16,6 +16,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff
 
 import comvex
+from comvex.allocator import keep_freed_memory
 from comvex.commands.app import App
 from comvex.commands.bench import Bench
 from comvex.commands.convert import Convert
@@ -133,7 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"comvex {comvex.__version__}")
             return 0
         with ending_on_sigterm():
-            return parse(arguments).run()
+            command = parse(arguments)
+            keep_freed_memory()
+            return command.run()
     except UserError as error:
         print(f"comvex: {error}", file=sys.stderr)
         return 2

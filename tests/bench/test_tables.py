@@ -123,7 +123,20 @@ def test_runtimes_have_low_precision_and_timms_model_as_published(scripts, quick
     page = (tmp_path / "runtimes.md").read_text()
     [lines] = check_tables(page)
     assert len(lines) == 2 + len(ways)
-    assert "The fastest form of ConViT_Ti" in page
+    assert "The fastest form of ConViT_Ti in inference" in page
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_torch_compile_is_measured_beside_eager(scripts, quick, small, tmp_path):
+    arguments = ["compile", "--preset", "ConViT_Ti", "--size", "32:2", "--mode", "inference", "--rounds", "7"]
+    scripts["speed"].main([*arguments, "--threads", "1", "--out", str(tmp_path)])
+    [entry] = record_of(tmp_path, "compile")["entries"]
+    differences = {(row["contestant"], row["runtime"]): row["difference_to_eager"] for row in entry["rows"]}
+    both = {(whose, runtime) for whose in ("convit", "plain_vit") for runtime in ("eager", "compile")}
+    assert differences.keys() == both | {("timm_convit", "eager")}
+    assert differences["convit", "eager"] == 0 < differences["convit", "compile"] < 1e-5
+    [lines] = check_tables((tmp_path / "compile.md").read_text())
+    assert ["torch.compile" in line for line in lines[2:]] == [False, True]
 
 
 def test_growth_has_an_exponent(scripts, quick, small, tmp_path):
@@ -311,17 +324,17 @@ def test_a_record_reaches_the_page_and_nothing_else_of_it_changes(scripts, tmp_p
     entry["is_last"] = False
     made = {"table": "memory_limit", "machine": machine, "entries": [entry]}
     (tmp_path / "memory_limit.json").write_text(json.dumps(made))
-    assert "| 224 px | 123 | not tried to the end yet |" in page.filled(text, tmp_path)
+    assert "| 224 px | 123 | not tried to the end yet |" in page.filled(text, page.read_records(tmp_path))
     entry["is_last"] = True
     (tmp_path / "memory_limit.json").write_text(json.dumps(made))
-    filled = page.filled(text, tmp_path)
+    filled = page.filled(text, page.read_records(tmp_path))
     assert "| 224 px | 123 | none that was tried |" in filled
     assert "`python made up`" in filled
-    assert page.filled(filled, tmp_path) == filled
+    assert page.filled(filled, page.read_records(tmp_path)) == filled
     strip = functools.partial(page.MARKED.sub, "")
     assert strip(filled) == strip(text)
     with pytest.raises(UserError, match="The page has markers of"):
-        page.filled(text.replace("from the records: eager", "from the records: other"), tmp_path)
+        page.filled(text.replace("from the records: eager", "from the records: other"), page.read_records(tmp_path))
 
 
 def test_the_page_names_a_script_for_every_table(scripts):

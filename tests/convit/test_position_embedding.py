@@ -99,6 +99,14 @@ def test_bfloat16_embedding_is_resampled_in_float32() -> None:
     torch.testing.assert_close(resampled.double(), exact, rtol=2**-8, atol=5e-6)
 
 
+def test_autocast_leaves_resampling_in_float32() -> None:
+    embedding = torch.randn(1, 9, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = resample_position_embedding(embedding, (3, 3), (5, 4))
+        assert (embedding @ embedding.mT).dtype == torch.bfloat16  # so that autocast does something here
+    assert torch.equal(found, resample_position_embedding(embedding, (3, 3), (5, 4)))
+
+
 def test_resampling_is_differentiable() -> None:
     embedding = torch.randn(1, 12, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda e: resample_position_embedding(e, (3, 4), (5, 2)), (embedding,))

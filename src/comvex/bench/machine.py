@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from comvex.allocator import is_freed_memory_kept
 from comvex.bench.names import Precision, Runtime
 from comvex.bench.plan import packages_of
 from comvex.processor import cpuinfo, processor_name
@@ -34,6 +35,7 @@ def describe_machine(
         "threads": threads,
         "device": "cpu" if device.type == "cpu" else f"{torch.cuda.get_device_name(device)}, float32 without TF32",
         "system": platform.platform(terse=True),
+        "freed_memory": "kept" if is_freed_memory_kept() else "given back",
         "versions": {"python": platform.python_version(), **versions(runtimes, precisions)},
     }
 
@@ -41,9 +43,11 @@ def describe_machine(
 def describe_in_words(machine: dict[str, Any]) -> str:
     """The same as a sentence."""
     packages = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    memory = f"freed memory {machine.get('freed_memory', 'given back')}"
     return (
         f"{machine['date']}, {machine['processor']} ({instruction_sets_in_words(machine['instruction_sets'])}), "
-        f"{machine['cores']} cores, {machine['threads']} threads, {machine['device']}, {machine['system']}; {packages}."
+        f"{machine['cores']} cores, {machine['threads']} threads, {machine['device']}, {machine['system']}, "
+        f"{memory}; {packages}."
     )
 
 

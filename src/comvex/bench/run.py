@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from comvex.allocator import keep_freed_memory
 from comvex.bench.figures import Measured, growth, ratios
 from comvex.bench.flop import count_flop
 from comvex.bench.gemm import SIDES, fastest_side, square_product, wait
@@ -51,8 +52,8 @@ def run_bench(
 
     A form that cannot be run, or that does not compute what eager mode does, is a row that says so. ``after_scene`` is
     given the report of what is measured so far. PyTorch's thread count is set to ``threads`` for the time of it, and
-    TF32 is off. Raises ``ValueError`` for fewer than seven rounds and for a device that is not there or that a runtime
-    cannot use.
+    TF32 is off; from then on freed memory is kept, as in every command of comvex. Raises ``ValueError`` for fewer than
+    seven rounds and for a device that is not there or that a runtime cannot use.
     """
     check_integer("rounds", rounds, at_least=FEWEST_ROUNDS)
     before = torch.get_num_threads()
@@ -61,6 +62,7 @@ def run_bench(
     on = choose_device(device)
     if on.type not in ("cpu", "cuda") or (on.type != "cpu" and not set(plan.runtimes).isdisjoint(EXPORTED)):
         raise UserError(f"device is {device!r}: it must be cpu or cuda, and cpu for ONNX Runtime and OpenVINO.")
+    keep_freed_memory()
     machine = describe_machine(threads=threads, device=on, runtimes=plan.runtimes, precisions=plan.precisions)
     measured: list[Measured] = []
 

@@ -1,6 +1,7 @@
 """The learned position embedding at any grid: cubic resampling as two small matrices, one for rows, one for columns."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -35,9 +36,15 @@ def resample_position_embedding(embedding: Tensor, native: tuple[int, int], grid
     rows = cubic_matrix(native[0], grid[0], dtype=dtype, device=embedding.device)
     columns = cubic_matrix(native[1], grid[1], dtype=dtype, device=embedding.device)
     picture = embedding.to(dtype).unflatten(1, native)  # (1, H, W, dim)
-    picture = columns @ picture  # (1, H, columns, dim)
-    picture = rows @ picture.flatten(2)  # (1, rows, columns * dim)
+    with without_autocast(embedding.device):
+        picture = columns @ picture  # (1, H, columns, dim)
+        picture = rows @ picture.flatten(2)  # (1, rows, columns * dim)
     return picture.reshape(1, grid[0] * grid[1], -1).to(embedding.dtype)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Where products keep their dtype: autocast would round both factors. Nothing where it is off, nor in a program."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
 def is_native(native: tuple[int, int], grid: tuple[int, int]) -> bool:

@@ -1,0 +1,41 @@
+"""The allocator keeps freed memory: told once, a process takes no new pages for tensors of sizes that it had before."""
+
+import json
+import platform
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
+
+COUNT = """
+import json, resource
+import torch
+from comvex.allocator import is_freed_memory_kept, keep_freed_memory
+
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(12_000_000)  # 48 MB, 11,719 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+found = {"by itself": new_pages(), "kept before": is_freed_memory_kept(), "told": keep_freed_memory()}
+new_pages(), new_pages()  # a block that is freed is a little too small for an aligned one of its size
+print(json.dumps(found | {"kept": is_freed_memory_kept(), "afterwards": new_pages()}))
+"""
+
+
+def test_a_process_that_is_told_takes_no_new_pages_for_what_it_had_before() -> None:
+    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert (found["kept before"], found["told"], found["kept"]) == (False, True, True)
+    assert found["by itself"] > 40_000
+    assert found["afterwards"] < 1_000
+
+
+def test_a_command_tells_its_process() -> None:
+    source = "import sys; from comvex.cli import main; from comvex.allocator import is_freed_memory_kept as kept; "
+    source += "before = kept(); code = main(['runs', sys.argv[1]]); sys.exit(code or before or not kept())"
+    done = subprocess.run([sys.executable, "-c", source, "."], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
