@@ -250,6 +250,31 @@ def of_key(key: Row) -> str:
     return f"{key['model']}, {key['image_size']} px, batch {key['batch_size']}"
 
 
+def freed_memory_tables(content: Content) -> list[str]:
+    """For each scene, what keeping freed memory changes for each contestant."""
+    names = [
+        "model", "px", "batch", "mode", "whose", "time, kept / given back", "ms/picture, kept",
+        "ConViT's time / its, kept", "given back", "new pages a step, kept", "given back",
+        "peak of the process, MB, kept", "given back",
+    ]  # fmt: skip
+    rows = []
+    for entry in content["entries"]:
+        for contestant, found in entry["contestants"].items():
+            beside = [spread(found["convit_over_it"][way]) for way in ("kept", "given back")]
+            rows.append(
+                [
+                    *(entry["key"][name] for name in PLACE[:4]),
+                    CONTESTANT_NAMES[contestant],
+                    spread(found["kept_over_given_back"]),
+                    spread(found["ms_per_picture"], form=".2f"),
+                    *(["-", "-"] if contestant == "convit" else beside),
+                    *(f"{found['new_pages'][way]:,}" for way in ("kept", "given back")),
+                    *(f"{found['peak_process_mb'][way]:.0f}" for way in ("kept", "given back")),
+                ]
+            )
+    return [table(names, rows)]
+
+
 def precision_tables(content: Content) -> list[str]:
     """A table for each model that was evaluated."""
     names = [
@@ -285,5 +310,6 @@ TABLES: dict[str, Callable[[Content], list[str]]] = {
     "growth": growth_tables,
     "memory_limit": memory_tables,
     "layer_profile": profile_tables,
+    "freed_memory": freed_memory_tables,
     "low_precision": precision_tables,
 }

@@ -6,6 +6,7 @@ Tiny sizes, on whatever machine this is: no time is asserted.
 import dataclasses
 import functools
 import json
+import platform
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from comvex.bench.plan import preset_configs
 from comvex.convit.weights import file_sha256
 from comvex.errors import UserError
 
-SCRIPTS = ("speed", "memory_limit", "layer_profile", "low_precision", "performance_page")
+SCRIPTS = ("speed", "memory_limit", "layer_profile", "freed_memory", "low_precision", "performance_page")
 
 
 @pytest.fixture
@@ -174,6 +175,17 @@ def test_every_part_of_a_layer_is_found_and_none_twice(scripts, tmp_path):
     assert {name for name, time in parts["plain"].items() if time == 0} == mixing | {"copies of heads"}
     assert 0 < entry["factors_over_layer"]["median"] < 1
     assert len(check_tables((tmp_path / "layer_profile.md").read_text())) == 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
+def test_what_is_kept_takes_no_new_pages(scripts, tmp_path):
+    arguments = ["--model", "convit_fashion_mnist", "--size", "28:128", "--mode", "inference", "--rounds", "7"]
+    scripts["freed_memory"].main([*arguments, "--threads", "1", "--out", str(tmp_path)])
+    [entry] = record_of(tmp_path, "freed_memory")["entries"]
+    for found in entry["contestants"].values():
+        assert found["new_pages"]["kept"] < 500 < 1000 < found["new_pages"]["given back"]
+    [lines] = check_tables((tmp_path / "freed_memory.md").read_text())
+    assert len(lines) == 5
 
 
 def test_the_time_of_an_operation_counts_to_the_part_that_it_is_within(scripts):
