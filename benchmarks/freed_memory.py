@@ -24,7 +24,7 @@ from speed import parse_size
 
 from comvex.allocator import keep_freed_memory
 from comvex.bench.figures import Spread
-from comvex.bench.names import Contestant
+from comvex.bench.names import Contestant, Rival
 from comvex.bench.plan import FEWEST_ROUNDS, Form, preset_configs
 from comvex.bench.run import shuffled
 from comvex.bench.steps import Job, make_step
@@ -32,7 +32,6 @@ from comvex.convit import ConViTConfig, load_model
 from comvex.convit.config import check_integer
 
 SMALL = "convit_fashion_mnist"
-CONTESTANTS: tuple[Contestant, ...] = get_args(Contestant)
 WAYS = KEPT, GIVEN_BACK = ("kept", "given back")
 Which = tuple[Contestant, str]
 """A process: whose model, and what becomes of freed memory."""
@@ -66,11 +65,12 @@ def serve(connection: Connection, job: Job, keep: bool) -> None:
 
 def measure(key: recording.Key, *, threads: int) -> dict[str, Any]:
     """A scene: of each contestant both ways, and ConViT beside it in both."""
+    contestants: list[Contestant] = ["convit", *key["against"]]
     config = config_of(key["model"], key["image_size"])
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         ends: dict[Which, Connection] = {}
-        for contestant, way in itertools.product(CONTESTANTS, WAYS):
+        for contestant, way in itertools.product(contestants, WAYS):
             form = Form(contestant, "eager", "float32")
             job = Job(form, config, key["batch_size"], key["mode"], threads, "cpu")
             end, other = context.Pipe()
@@ -88,7 +88,7 @@ def measure(key: recording.Key, *, threads: int) -> dict[str, Any]:
     def ratio(one: Which, other: Which) -> dict[str, float]:
         return vars(Spread.of(a / b for a, b in zip(seconds(one), seconds(other), strict=True)))
 
-    contestants = {
+    found = {
         contestant: {
             "kept_over_given_back": ratio((contestant, KEPT), (contestant, GIVEN_BACK)),
             "convit_over_it": {way: ratio(("convit", way), (contestant, way)) for way in WAYS},
@@ -96,9 +96,9 @@ def measure(key: recording.Key, *, threads: int) -> dict[str, Any]:
             "new_pages": {way: rounds[-1][contestant, way][1] for way in WAYS},
             "peak_process_mb": {way: rounds[-1][contestant, way][2] for way in WAYS},
         }
-        for contestant in CONTESTANTS
+        for contestant in contestants
     }
-    return {"contestants": contestants}
+    return {"contestants": found}
 
 
 def one_round(ends: dict[Which, Connection], number: int) -> dict[Which, tuple[float, int, float]]:
@@ -115,6 +115,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", nargs="+", help=f"sizes of the paper, or {SMALL}")
     parser.add_argument("--size", nargs="+", metavar="SIDE:BATCH", help="of --model, as in 448:8")
     parser.add_argument("--mode", nargs="+", choices=["inference", "training"], default=["inference", "training"])
+    rivals = get_args(Rival)
+    parser.add_argument(
+        "--against", nargs="*", choices=rivals, default=list(rivals), help="beside ConViT (%(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=9, help="paired rounds, at least 7 (%(default)s)")
     options = parser.parse_args(arguments)
     check_integer("rounds", options.rounds, at_least=FEWEST_ROUNDS)
@@ -125,8 +129,9 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     if options.size:
         scenes = [(model, *parse_size(size)) for model in options.model or ["ConViT_Ti"] for size in options.size]
+    asked = {"rounds": options.rounds, "against": options.against}
     keys = [
-        {"model": model, "image_size": side, "batch_size": batch_size, "mode": mode, "rounds": options.rounds}
+        {"model": model, "image_size": side, "batch_size": batch_size, "mode": mode, **asked}
         for model, side, batch_size in scenes
         for mode in options.mode
     ]
