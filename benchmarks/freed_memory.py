@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     if options.size:
         scenes = [(model, *parse_size(size)) for model in options.model or ["ConViT_Ti"] for size in options.size]
-    asked = {"rounds": options.rounds, "against": options.against}
+    asked = {"rounds": options.rounds, "against": list(options.against)}
     keys = [
         {"model": model, "image_size": side, "batch_size": batch_size, "mode": mode, **asked}
         for model, side, batch_size in scenes
