@@ -12,7 +12,8 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="anoth
 COUNT = """
 import json, resource
 import torch
-from comvex.allocator import is_freed_memory_kept, keep_freed_memory
+from comvex.allocator import give_back_freed_memory, is_freed_memory_kept, keep_freed_memory
+from comvex.bench.peak_memory import of_process
 
 def new_pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -22,7 +23,9 @@ def new_pages():
 
 found = {"by itself": new_pages(), "kept before": is_freed_memory_kept(), "told": keep_freed_memory()}
 new_pages(), new_pages()  # a block that is freed is a little too small for an aligned one of its size
-print(json.dumps(found | {"kept": is_freed_memory_kept(), "afterwards": new_pages()}))
+found |= {"kept": is_freed_memory_kept(), "afterwards": new_pages(), "MB before": of_process("VmRSS") / 1e6}
+give_back_freed_memory()
+print(json.dumps(found | {"MB after": of_process("VmRSS") / 1e6}))
 """
 
 
@@ -32,6 +35,7 @@ def test_a_process_that_is_told_takes_no_new_pages_for_what_it_had_before() -> N
     assert (found["kept before"], found["told"], found["kept"]) == (False, True, True)
     assert found["by itself"] > 40_000
     assert found["afterwards"] < 1_000
+    assert found["MB before"] - found["MB after"] > 48
 
 
 def test_a_command_tells_its_process() -> None:

@@ -1,6 +1,7 @@
 """Freed memory that is kept for the next tensor on the CPU, where the system's allocator can be told to."""
 
 import ctypes
+import gc
 import platform
 import sys
 from functools import cache
@@ -26,6 +27,13 @@ def keep_freed_memory() -> bool:
     library = ctypes.CDLL(None)
     told = [library.mallopt(M_MMAP_THRESHOLD, LARGEST), library.mallopt(M_TRIM_THRESHOLD, NEVER)]
     return all(told)
+
+
+def give_back_freed_memory() -> None:
+    """Give the system what is freed by now, for other processes that need it; what is freed later is kept again."""
+    if is_freed_memory_kept():
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_freed_memory_kept() -> bool:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from comvex.allocator import keep_freed_memory
+from comvex.allocator import give_back_freed_memory, keep_freed_memory
 from comvex.bench.figures import Measured, growth, ratios
 from comvex.bench.flop import count_flop
 from comvex.bench.gemm import SIDES, fastest_side, square_product, wait
@@ -137,6 +137,7 @@ def make_job(scene: Scene, form: Form, *, threads: int, device: torch.device, fo
 
 def prepare(found: Measured, job: Job) -> Step | None:
     """Memory in a process of its own, then the step itself, compared with eager; no step if memory does not suffice."""
+    give_back_freed_memory()  # of the scene before, which that process would miss
     try:
         found.peak_memory = peak_memory(job)
         found.out_of_memory = found.peak_memory is None
