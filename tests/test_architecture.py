@@ -26,6 +26,7 @@ SHARED = {
     "device",
     "plotting",
     "preprocessing",
+    "allocator",
     "processor",
     "run_folder",
     "terminal",

@@ -44,7 +44,12 @@ def resample_position_embedding(embedding: Tensor, native: tuple[int, int], grid
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Where products keep their dtype: autocast would round both factors. Nothing where it is off, nor in a program."""
-    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+    known = torch.amp.is_autocast_available(device.type)  # not so "meta", which has no numbers
+    return (
+        torch.autocast(device.type, enabled=False)
+        if known and torch.is_autocast_enabled(device.type)
+        else nullcontext()
+    )
 
 
 def is_native(native: tuple[int, int], grid: tuple[int, int]) -> bool:
