@@ -13,8 +13,8 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import resource
-import time
 from contextlib import ExitStack
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, get_args
 
@@ -26,10 +26,11 @@ from comvex.allocator import keep_freed_memory
 from comvex.bench.figures import Spread
 from comvex.bench.names import Contestant, Rival
 from comvex.bench.plan import FEWEST_ROUNDS, Form, preset_configs
-from comvex.bench.run import shuffled
+from comvex.bench.run import time_in_turn
 from comvex.bench.steps import Job, make_step
 from comvex.convit import ConViTConfig, load_model
 from comvex.convit.config import check_integer
+from comvex.errors import UserError
 
 SMALL = "convit_fashion_mnist"
 WAYS = KEPT, GIVEN_BACK = ("kept", "given back")
@@ -48,7 +49,7 @@ def config_of(model: str, side: int) -> ConViTConfig:
 
 
 def serve(connection: Connection, job: Job, keep: bool) -> None:
-    """In a process of its own, as often as it is asked: a step's seconds and new pages, and the peak so far in MB."""
+    """In a process of its own, as often as it is asked: a step, answered with its new pages and the peak so far, MB."""
     if keep:
         keep_freed_memory()
     torch.set_num_threads(job.threads)
@@ -57,10 +58,16 @@ def serve(connection: Connection, job: Job, keep: bool) -> None:
         step()
     connection.send(None)
     while connection.recv():
-        before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_SELF)
         step()
-        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
-        connection.send((seconds, after.ru_minflt - before.ru_minflt, after.ru_maxrss / 1000))
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        connection.send((after.ru_minflt - before.ru_minflt, after.ru_maxrss / 1000))
+
+
+def ask(connection: Connection) -> tuple[int, float]:
+    """Let a process compute a step; returns what it answers."""
+    connection.send(True)
+    return connection.recv()
 
 
 def measure(key: recording.Key, *, threads: int) -> dict[str, Any]:
@@ -80,34 +87,34 @@ def measure(key: recording.Key, *, threads: int) -> dict[str, Any]:
             other.close()  # so that a process that dies is an end of file here
             end.recv()  # one after the other: a warm-up beside others is none
             ends[contestant, way] = end
-        rounds = [one_round(ends, number) for number in range(key["rounds"])]
-
-    def seconds(which: Which) -> list[float]:
-        return [found[which][0] for found in rounds]
+        steps = {which: partial(ask, end) for which, end in ends.items()}
+        seconds = time_in_turn(steps, rounds=key["rounds"], device=torch.device("cpu"), tell=lambda text: None)
+        answers = {which: ask(end) for which, end in ends.items()}
 
     def ratio(one: Which, other: Which) -> dict[str, float]:
-        return vars(Spread.of(a / b for a, b in zip(seconds(one), seconds(other), strict=True)))
+        return vars(Spread.of(a / b for a, b in zip(seconds[one], seconds[other], strict=True)))
 
     found = {
         contestant: {
             "kept_over_given_back": ratio((contestant, KEPT), (contestant, GIVEN_BACK)),
             "convit_over_it": {way: ratio(("convit", way), (contestant, way)) for way in WAYS},
-            "ms_per_picture": vars(Spread.of(1000 * time / key["batch_size"] for time in seconds((contestant, KEPT)))),
-            "new_pages": {way: rounds[-1][contestant, way][1] for way in WAYS},
-            "peak_process_mb": {way: rounds[-1][contestant, way][2] for way in WAYS},
+            "ms_per_picture": vars(Spread.of(1000 * time / key["batch_size"] for time in seconds[contestant, KEPT])),
+            "new_pages": {way: answers[contestant, way][0] for way in WAYS},
+            "peak_process_mb": {way: answers[contestant, way][1] for way in WAYS},
         }
         for contestant in contestants
     }
     return {"contestants": found}
 
 
-def one_round(ends: dict[Which, Connection], number: int) -> dict[Which, tuple[float, int, float]]:
-    """What each process answers, one at a time, in an order of the round's own."""
-    found = {}
-    for which in shuffled(list(ends), number):
-        ends[which].send(True)
-        found[which] = ends[which].recv()
-    return found
+def scenes_of(models: list[str] | None, sizes: list[str] | None) -> list[tuple[str, int, int]]:
+    """Model, side and batch of each scene: those of the table, of some models alone, or of these at other sizes."""
+    if sizes:
+        return [(model, *parse_size(size)) for model in models or ["ConViT_Ti"] for size in sizes]
+    for model in models or []:
+        if all(model != name for name, _, _ in SCENES):
+            raise UserError(f"model is {model!r}, of which the table has no scene: --size must say one.")
+    return [scene for scene in SCENES if models is None or scene[0] in models]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -122,17 +129,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=9, help="paired rounds, at least 7 (%(default)s)")
     options = parser.parse_args(arguments)
     check_integer("rounds", options.rounds, at_least=FEWEST_ROUNDS)
-    scenes = [
-        (model, side, batch_size)
-        for model, side, batch_size in SCENES
-        if options.model is None or model in options.model
-    ]
-    if options.size:
-        scenes = [(model, *parse_size(size)) for model in options.model or ["ConViT_Ti"] for size in options.size]
     asked = {"rounds": options.rounds, "against": list(options.against)}
     keys = [
         {"model": model, "image_size": side, "batch_size": batch_size, "mode": mode, **asked}
-        for model, side, batch_size in scenes
+        for model, side, batch_size in scenes_of(options.model, options.size)
         for mode in options.mode
     ]
     for key in keys:

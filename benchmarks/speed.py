@@ -18,7 +18,7 @@ from typing import Any
 import recording
 
 from comvex.bench.names import GROWING_SIZES, Mode, Precision, Rival, Runtime
-from comvex.bench.plan import Form, Plan, make_plan, preset_configs
+from comvex.bench.plan import FEWEST_ROUNDS, Form, Plan, make_plan, preset_configs
 from comvex.bench.run import run_bench
 from comvex.errors import UserError
 
@@ -43,8 +43,6 @@ class Table:
 
 
 SIZES = {224: 16, 384: 8, 448: 8, 768: 2}
-ROUNDS = {224: 11, 384: 7, 448: 7, 768: 7, 1024: 7}
-"""Paired rounds at a side in pixels: more where they are short."""
 TABLES = {
     "eager": Table(
         ("ConViT_Ti", "ConViT_S", "ConViT_S_plus"), SIZES, ("inference", "training"), without_timm=(384, 768)
@@ -95,6 +93,11 @@ def measure_scene(table: Table, key: recording.Key, *, threads: int) -> dict[str
     return {name: report[name] for name in ("ratios", "rows", "left_out")}
 
 
+def num_rounds(side: int) -> int:
+    """Paired rounds at a side in pixels, unless told otherwise: more where they are short."""
+    return 11 if side <= 224 else FEWEST_ROUNDS
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """ "448:8" is eight pictures of 448 pixels."""
     side, _, batch_size = text.partition(":")
@@ -109,11 +112,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--preset", nargs="+", help="sizes of the model, instead of the table's")
     parser.add_argument("--size", nargs="+", metavar="SIDE:BATCH", help="pixels and pictures, as in 448:8")
     parser.add_argument("--mode", nargs="+", choices=["inference", "training"])
-    parser.add_argument("--rounds", type=int, help="paired rounds, at least 7 (11 at 224 pixels, 7 from 384 on)")
+    parser.add_argument("--rounds", type=int, help="paired rounds, at least 7 (11 up to 224 pixels, else 7)")
     options = parser.parse_args(arguments)
     table = TABLES[options.table]
     batch_sizes = dict(map(parse_size, options.size)) if options.size else table.batch_sizes
-    rounds = {side: ROUNDS.get(side, 9) if options.rounds is None else options.rounds for side in batch_sizes}
+    rounds = {side: num_rounds(side) if options.rounds is None else options.rounds for side in batch_sizes}
     keys = [
         {"model": preset, "image_size": side, "batch_size": batch_size, "mode": mode, "rounds": rounds[side]}
         for preset in options.preset or table.presets

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from freed_memory import WAYS
 from layer_profile import PARTS
 
 from comvex.bench.figures import growth, is_timed
@@ -260,7 +261,7 @@ def freed_memory_tables(content: Content) -> list[str]:
     rows = []
     for entry in content["entries"]:
         for contestant, found in entry["contestants"].items():
-            beside = [spread(found["convit_over_it"][way]) for way in ("kept", "given back")]
+            beside = [spread(found["convit_over_it"][way]) for way in WAYS]
             rows.append(
                 [
                     *(entry["key"][name] for name in PLACE[:4]),
@@ -268,8 +269,8 @@ def freed_memory_tables(content: Content) -> list[str]:
                     spread(found["kept_over_given_back"]),
                     spread(found["ms_per_picture"], form=".2f"),
                     *(["-", "-"] if contestant == "convit" else beside),
-                    *(f"{found['new_pages'][way]:,}" for way in ("kept", "given back")),
-                    *(f"{found['peak_process_mb'][way]:.0f}" for way in ("kept", "given back")),
+                    *(f"{found['new_pages'][way]:,}" for way in WAYS),
+                    *(f"{found['peak_process_mb'][way]:.0f}" for way in WAYS),
                 ]
             )
     return [table(names, rows)]

@@ -179,23 +179,20 @@ def test_every_part_of_a_layer_is_found_and_none_twice(scripts, tmp_path):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
 def test_what_is_kept_takes_no_new_pages(scripts, tmp_path):
-    arguments = [
-        "--model",
-        "convit_fashion_mnist",
-        "--mode",
-        "training",
-        "--against",
-        "--rounds",
-        "7",
-        "--threads",
-        "1",
-    ]
+    arguments = ["--model", "convit_fashion_mnist", "--size", "28:64", "--mode", "training", "--against"]
+    arguments += ["--rounds", "7", "--threads", "1"]
     scripts["freed_memory"].main([*arguments, "--out", str(tmp_path)])
     [entry] = record_of(tmp_path, "freed_memory")["entries"]
     [found] = entry["contestants"].values()
     assert found["new_pages"]["kept"] < 500 < 5000 < found["new_pages"]["given back"]
     [lines] = check_tables((tmp_path / "freed_memory.md").read_text())
     assert len(lines) == 3
+
+
+def test_a_model_without_a_scene_of_its_own_needs_a_size(scripts, tmp_path):
+    with pytest.raises(UserError, match="model is 'ConViT_B', of which the table has no scene: --size must say"):
+        scripts["freed_memory"].main(["--model", "ConViT_B", "--out", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_time_of_an_operation_counts_to_the_part_that_it_is_within(scripts):

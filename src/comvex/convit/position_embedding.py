@@ -44,12 +44,10 @@ def resample_position_embedding(embedding: Tensor, native: tuple[int, int], grid
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Where products keep their dtype: autocast would round both factors. Nothing where it is off, nor in a program."""
-    known = torch.amp.is_autocast_available(device.type)  # not so "meta", which has no numbers
-    return (
-        torch.autocast(device.type, enabled=False)
-        if known and torch.is_autocast_enabled(device.type)
-        else nullcontext()
-    )
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):  # "meta" is asked the first alone
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def is_native(native: tuple[int, int], grid: tuple[int, int]) -> bool:
