@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.svm import SVC
 
+from comvex.allocator import keep_freed_memory
 from comvex.processor import machine_line
 from comvex.training.recipe import Recipe
 from comvex.training.trainer import train
@@ -31,6 +32,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
+    keep_freed_memory()
 
     print(machine_line(f"{torch.get_num_threads()} threads"))
     print("| seed | ConViT top-1, % | SVC(C=10) top-1, % | ConViT training, s |")

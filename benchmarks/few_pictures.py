@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from comvex.allocator import keep_freed_memory
 from comvex.processor import machine_line
 from comvex.training.recipe import Architecture, Recipe
 from comvex.training.trainer import train
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
+    keep_freed_memory()
 
     machine = machine_line(f"{torch.get_num_threads()} threads")
     print(f"{machine}, fraction {options.fraction:g}, {options.steps} steps of 128")

@@ -41,6 +41,7 @@ from torchvision import io
 from torchvision import transforms as T
 from torchvision.transforms import v2
 
+from comvex.allocator import keep_freed_memory
 from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
 from comvex.data.augmentation import Augmentation
 from comvex.data.batch_augmentation import BatchAugmentation
@@ -555,6 +556,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of the pictures of a round, at least two of each")
     parser.add_argument("--quick", action="store_true", help="two rounds of few pictures: no figures to rely on")
     options = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "The image decoding", DeprecationWarning)
     rounds, share = (2, 0.05) if options.quick else (options.rounds, options.share)

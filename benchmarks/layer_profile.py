@@ -178,7 +178,7 @@ def part_of(name: str, above: list[str]) -> str:
     return "other operations"
 
 
-def measure(key: recording.Key, *, repeats: int) -> dict[str, Any]:
+def measure(key: recording.Key) -> dict[str, Any]:
     """Parts of both layers, and times of the whole ones with the shares and ratios of each round."""
     both = examples(key["model"], image_size=key["image_size"], batch_size=key["batch_size"])
     steps: dict[str, Callable[[], None]] = {"factors": both["GPSA"].factors}
@@ -190,13 +190,11 @@ def measure(key: recording.Key, *, repeats: int) -> dict[str, Any]:
         return vars(Spread.of(a / b for a, b in zip(seconds[above], seconds[below], strict=True)))
 
     return {
-        "parts_ms": parts(both, repeats=repeats),
-        "parts_in_turn": True,
+        "parts_ms": parts(both, repeats=key["repeats"]),
         "whole_ms": {name: 1000 * statistics.median(times) for name, times in seconds.items()},
         "factors_over_layer": spread("factors", "GPSA forward"),
         "gpsa_over_plain": spread("GPSA forward", "plain forward"),
         "gpsa_over_plain_with_backward": spread("GPSA forward and backward", "plain forward and backward"),
-        "repeats": repeats,
     }
 
 
@@ -210,13 +208,19 @@ def main(arguments: list[str] | None = None) -> None:
     check_integer("rounds", options.rounds, at_least=FEWEST_ROUNDS)
     check_integer("repeats", options.repeats, at_least=1)
     keys = [
-        {"model": preset, "image_size": side, "batch_size": batch_size, "rounds": options.rounds}
+        {
+            "model": preset,
+            "image_size": side,
+            "batch_size": batch_size,
+            "rounds": options.rounds,
+            "repeats": options.repeats,
+        }
         for preset in options.preset
         for side, batch_size in map(parse_size, options.size)
     ]
     preset_configs(options.preset, [key["image_size"] for key in keys])
     record = recording.open_record("layer_profile", options)
-    record.measure(keys, lambda key: measure(key, repeats=options.repeats))
+    record.measure(keys, measure)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 python benchmarks/low_precision.py RUN
 python benchmarks/low_precision.py convit_fashion_mnist --data fashion-mnist
 
-Each form is what ``comvex export`` writes (int8 calibrated on training pictures, what it leaves computed in bfloat16),
-evaluated as ``comvex evaluate`` does, and timed in turn with the others on one batch of test pictures.
+Each form is what ``comvex export --batch-size 64`` writes (int8 calibrated on training pictures, what it leaves
+computed in bfloat16), evaluated as ``comvex evaluate`` does, and timed in turn with the others on one batch of test
+pictures.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ def measure(source: str, data: str | None, key: recording.Key) -> dict[str, Any]
         "data": data_set.name,
         "num_pictures": len(test),
         "model": describe(predictor),
+        "calibrated_on": exports["OpenVINO int8"]["calibrated_on"],
         "forms": [form_row(name, top1, seconds, exports.get(name), batch_size=len(pictures)) for name in forms],
     }
 

@@ -30,6 +30,8 @@ from comvex.errors import UserError
 from comvex.files import write_text
 
 FOLDER = Path(__file__).parent.parent / "docs" / "results" / "performance"
+HOW_OFTEN = ("rounds", "repeats")
+"""What of a key says how often something was measured, and not what."""
 Key = dict[str, Any]
 
 
@@ -65,7 +67,7 @@ class Record:
         if there is None:
             return cls(name, out, machine, [], revision())
         for field in machine.keys() - {"date"}:
-            if machine[field] != there["machine"].get(field):
+            if machine[field] != there["machine"].get(field, machine[field]):  # a record may be older than a field
                 raise UserError(
                     f"{out / name}.json was measured with another {field}: {there['machine'].get(field)}, now "
                     f"{machine[field]}. Choose another --out, or --overwrite to begin anew."
@@ -79,12 +81,17 @@ class Record:
     def add(self, key: Key, found: dict[str, Any]) -> None:
         """Write an entry, with the date, the command of this process and the revision of its code."""
         made = {"date": time.strftime("%Y-%m-%d %H:%M"), "command": command(), "revision": self.revision}
-        self.entries.append({"key": key, **made, **found})
+        self.replace(key, {"key": key, **made, **found})
         content = {"table": self.name, "machine": self.machine, "entries": self.entries}
         write_text(self.out / f"{self.name}.json", json.dumps(content, indent=1) + "\n")
         from tables import report
 
         write_text(self.out / f"{self.name}.md", report(content))
+
+    def replace(self, key: Key, entry: dict[str, Any]) -> None:
+        """Take an entry in, in the place of one of the same that was measured more or less often."""
+        self.entries = [there for there in self.entries if what_of(there["key"]) != what_of(key)]
+        self.entries.append(entry)
 
     def measure(self, keys: Sequence[Key], measure: Callable[[Key], dict[str, Any]]) -> None:
         """Measure what is not recorded yet, with a line on standard error for each."""
@@ -95,6 +102,11 @@ class Record:
                 continue
             tell(f"{number} of {len(keys)}: {words}")
             self.add(key, measure(key))
+
+
+def what_of(key: Key) -> Key:
+    """What was measured, without how often."""
+    return {name: value for name, value in key.items() if name not in HOW_OFTEN}
 
 
 def read(name: str, out: Path) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from comvex.allocator import keep_freed_memory
 from comvex.data.augmentation import Augmentation
 from comvex.files import write_table, write_text
 from comvex.processor import machine_line
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--shown", type=int, default=120_000, help="pictures that a run shows, with repeats")
     parser.add_argument("--threads", type=int, help="CPU threads of this process; 1 with several processes")
     options = parser.parse_args()
+    keep_freed_memory()
 
     for name in options.only:
         for architecture in (CONVIT, PLAIN):

@@ -8,6 +8,7 @@ from typing import Any
 
 from freed_memory import WAYS
 from layer_profile import PARTS
+from step_profile import KINDS
 
 from comvex.bench.figures import growth, is_timed
 from comvex.bench.machine import describe_in_words
@@ -17,12 +18,6 @@ from comvex.bench.report import growth_table, spread, table
 Row = dict[str, Any]
 Content = dict[str, Any]
 NOT_MEASURED = "Not measured yet."
-BEFORE = "(before)"
-"""Marks shares in records from the time when the GEMM peak was measured once, and not in each round."""
-BEFORE_IN_WORDS = (
-    f'"{BEFORE}": the GEMM peak was measured once before the rounds, and not in each of them. Such a share has no '
-    "quartiles and is off by whatever the machine changed meanwhile."
-)
 WHOLE_PROCESS = "Memory is the peak of the whole process: what reading and compiling the model took is in it."
 PLACE = ("model", "image_size", "batch_size", "mode", "runtime", "precision")
 
@@ -79,13 +74,14 @@ def speed_tables(content: Content) -> list[str]:
     names += [
         "time, ConViT / plain ViT", "time, timm's / ConViT", "peak memory, ConViT / plain ViT", "ConViT, ms/picture",
         "plain ViT, ms/picture", "timm's, ms/picture", "ConViT, share of GEMM peak", "plain ViT, share",
-        "GEMM peak, GFLOP/s", "ConViT, MB", "plain ViT, MB", "timm's, MB",
+        "GEMM peak, GFLOP/s", "ConViT, share of GEMM in the same round", "GEMM in the rounds, GFLOP/s",
+        "ConViT, MB", "plain ViT, MB", "timm's, MB",
     ]  # fmt: skip
     cells = []
     for row in joined(content, "ratios"):
         whose = {name: one(rows, row, contestant=name) for name in CONTESTANT_NAMES}
         times = [milliseconds(whose[name]) for name in CONTESTANT_NAMES]
-        shares = [share(whose[name]) for name in ("convit", "plain_vit")]
+        shares = [timed(whose[name], "share_of_gemm_peak") for name in ("convit", "plain_vit")]
         memory = [figure(whose[name], "peak_memory_mb", ".0f") for name in CONTESTANT_NAMES]
         theirs = "timm's is out of memory" if row["timm_out_of_memory"] else spread(row["times_faster_than_timm"])
         ratio = row["memory_over_plain_vit"]
@@ -97,32 +93,19 @@ def speed_tables(content: Content) -> list[str]:
                 "-" if ratio is None else f"{ratio:.3f}",
                 *times,
                 *shares,
-                gemm_peak(whose["convit"]),
+                figure(whose["convit"], "gemm_peak_gflops", ".0f"),
+                timed(whose["convit"], "share_of_gemm_in_round"),
+                timed(whose["convit"], "gemm_gflops", form=".0f"),
                 *memory,
             ]
         )
     whole_process = any(row.get("memory_of") == "process" for row in rows)
-    return [table(names, cells), *notes(rows), *[WHOLE_PROCESS] * whole_process]
+    return [table(names, cells), *[WHOLE_PROCESS] * whole_process]
 
 
-def notes(rows: Sequence[Row]) -> list[str]:
-    """What is to be said of shares whose peak was measured before the rounds."""
-    shares = [row["share_of_gemm_peak"] for row in rows if is_timed(row)]
-    return [] if all(isinstance(value, dict) for value in shares) else [BEFORE_IN_WORDS]
-
-
-def share(row: Row | None) -> str:
-    """Of the GEMM peak, with the quartiles of the rounds if it was measured in them."""
-    return "-" if row is None or not is_timed(row) else with_quartiles(row["share_of_gemm_peak"], form=".3f")
-
-
-def gemm_peak(row: Row | None) -> str:
-    """GFLOP/s of the product that the shares of the row are of."""
-    return "-" if row is None or not is_timed(row) else with_quartiles(row["gemm_peak_gflops"], form=".0f")
-
-
-def with_quartiles(value: dict[str, float] | float, *, form: str) -> str:
-    return spread(value, form=form) if isinstance(value, dict) else f"{value:{form}} {BEFORE}"
+def timed(row: Row | None, name: str, *, form: str = ".3f") -> str:
+    """A figure of a row with its quartiles; none if it was not timed."""
+    return "-" if row is None or not is_timed(row) else spread(row[name], form=form)
 
 
 def runtime_tables(content: Content) -> list[str]:
@@ -131,7 +114,8 @@ def runtime_tables(content: Content) -> list[str]:
     names = [
         "model", "px", "batch", "mode", "runtime", "precision", "time, ConViT / plain ViT",
         "times faster than timm's eager", "times faster than float32 there", "ms/picture",
-        "share of float32 GEMM peak", "float32 GEMM peak, GFLOP/s", "difference to eager",
+        "share of float32 GEMM peak", "float32 GEMM peak, GFLOP/s", "share of GEMM in the same round",
+        "difference to eager",
     ]  # fmt: skip
     cells = []
     for row in ratios:
@@ -145,8 +129,9 @@ def runtime_tables(content: Content) -> list[str]:
                 spread(row["times_faster_than_timm_eager_float32"]),
                 spread(row["times_faster_than_float32"]),
                 milliseconds(ours),
-                share(ours),
-                gemm_peak(ours),
+                timed(ours, "share_of_gemm_peak"),
+                figure(ours, "gemm_peak_gflops", ".0f"),
+                timed(ours, "share_of_gemm_in_round"),
                 figure(ours, "difference_to_eager", ".0e"),
             ]
         )
@@ -160,7 +145,7 @@ def runtime_tables(content: Content) -> list[str]:
         times = spread(best["times_faster_than_timm_eager_float32"], form=".2f")
         form = f"{RUNTIME_NAMES[best['runtime']]} in {best['precision']}"
         fastest.append(f"The fastest form of {model} in {mode}, {form}, is {times} times as fast as timm's in eager.")
-    return [table(names, cells), *notes(rows), *fastest]
+    return [table(names, cells), *fastest]
 
 
 def growth_tables(content: Content) -> list[str]:
@@ -195,7 +180,8 @@ def memory_tables(content: Content) -> list[str]:
         fixed = ("memory", "model", "mode", "growing", "contestant")
         groups.setdefault(tuple(entry["key"][name] for name in fixed), []).append(entry)
     cells = []
-    for (memory, model, mode, growing, contestant), climbed in groups.items():
+    for (memory, model, mode, growing, contestant), steps in groups.items():
+        climbed = sorted(steps, key=lambda entry: (entry["key"]["image_size"], entry["key"]["batch_size"]))
         fits = [entry for entry in climbed if entry["peak_memory_mb"] is not None]
         out = [entry for entry in climbed if entry["peak_memory_mb"] is None]
         end = "none that was tried" if climbed[-1]["is_last"] else "not tried to the end yet"
@@ -241,10 +227,27 @@ def profile_tables(content: Content) -> list[str]:
             for entry in entries
         ],
     )
-    in_turn = all(entry.get("parts_in_turn") for entry in entries)
-    order = "in turn" if in_turn else "all of one layer before those of the other"
-    apart = f"Each part is the median of calls, {order}: only the next table, of paired rounds, compares the layers."
+    apart = "Each part is the median of calls in turn: only the next table, of paired rounds, compares the layers."
     return [table(["part, ms per layer and batch", *names], cells), apart, shares]
+
+
+def step_tables(content: Content) -> list[str]:
+    """Milliseconds of each kind of operation in a step, a column for each step; below them the rate of the products."""
+    columns = [(entry, contestant) for entry in content["entries"] for contestant in entry["contestants"]]
+    names = [
+        f"{CONTESTANT_NAMES[contestant]}, {of_key(entry['key'])}, {entry['key']['mode']}"
+        for entry, contestant in columns
+    ]
+    found = [entry["contestants"][contestant] for entry, contestant in columns]
+    totals = [sum(one["kinds_ms"].values()) for one in found]
+    cells = []
+    for kind in KINDS:
+        times = [one["kinds_ms"][kind] for one in found]
+        cells.append([kind, *(f"{time:.1f} ({time / total:.1%})" for time, total in zip(times, totals, strict=True))])
+    cells.append(["sum", *(f"{total:.1f}" for total in totals)])
+    cells.append(["products, GFLOP/s", *(f"{one['products_gflops']:.0f}" for one in found)])
+    cells.append(["GEMM peak, GFLOP/s", *(f"{entry['gemm_peak_gflops']:.0f}" for entry, _ in columns)])
+    return [table(["ms per step", *names], cells)]
 
 
 def of_key(key: Row) -> str:
@@ -284,7 +287,10 @@ def precision_tables(content: Content) -> list[str]:
     ]  # fmt: skip
     parts = []
     for entry in content["entries"]:
-        parts.append(f"{entry['data']}, {entry['num_pictures']} test pictures; {entry['model']}.")
+        parts.append(
+            f"{entry['data']}, {entry['num_pictures']} test pictures; {entry['model']}; batches of "
+            f"{entry['key']['batch_size']}, int8 calibrated on {entry['calibrated_on']} training pictures."
+        )
         rows = []
         for form in entry["forms"]:
             rows.append(
@@ -311,6 +317,7 @@ TABLES: dict[str, Callable[[Content], list[str]]] = {
     "growth": growth_tables,
     "memory_limit": memory_tables,
     "layer_profile": profile_tables,
+    "step_profile": step_tables,
     "freed_memory": freed_memory_tables,
     "low_precision": precision_tables,
 }

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from comvex.allocator import keep_freed_memory
 from comvex.bench.models import plain_vit
 from comvex.convit import ConViTConfig
 from comvex.files import write_text
@@ -98,6 +99,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
+    keep_freed_memory()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
 

@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from comvex.allocator import keep_freed_memory
 from comvex.data.loading import Batch
 from comvex.processor import machine_line
 from comvex.training import trainer
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="compare CPU seconds")
     parser.add_argument("--ready", action="store_true", help="give the training loop ready batches too")
     options = parser.parse_args()
+    keep_freed_memory()
     small = options.size == 8
     clock = time.process_time if options.cpu else time.perf_counter
     workers = options.workers if options.workers is not None else 0 if options.cpu else 1

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from comvex.allocator import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, tell
+
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
 
 COUNT = """
@@ -36,6 +38,20 @@ def test_a_process_that_is_told_takes_no_new_pages_for_what_it_had_before() -> N
     assert found["by itself"] > 40_000
     assert found["afterwards"] < 1_000
     assert found["MB before"] - found["MB after"] > 48
+
+
+@pytest.mark.parametrize(("most", "expected"), [(1 << 40, 1 << 30), (1 << 25, 1 << 25), (0, None)])
+def test_a_library_that_keeps_smaller_blocks_only_is_told_those(most: int, expected: int | None) -> None:
+    """Releases of glibc differ in the largest threshold that they accept; what one accepts stands for it here."""
+    accepted = {}
+
+    def mallopt(name: int, value: int) -> int:
+        accepts = name == M_TRIM_THRESHOLD or value <= most
+        return int(accepts and accepted.setdefault(name, value) == value)
+
+    assert tell(mallopt) == (expected is not None)
+    assert accepted.get(M_MMAP_THRESHOLD) == expected
+    assert (M_TRIM_THRESHOLD in accepted) == (expected is not None)
 
 
 def test_a_command_tells_its_process() -> None:

@@ -1,4 +1,4 @@
-"""comvex: ConViT, exact at the cost of plain attention."""
+"""comvex: ConViT, exact at nearly the cost of plain attention."""
 
 from __future__ import annotations
 

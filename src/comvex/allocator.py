@@ -4,11 +4,14 @@ import ctypes
 import gc
 import platform
 import sys
+from collections.abc import Callable
 from functools import cache
 
 # Names and values of malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-NEVER, LARGEST = -1, 1 << 30
+NEVER = -1
+LARGEST = (1 << 30, 1 << 25)
+"""Bytes of the largest block that is kept: what is tried first, and what older releases of glibc accept at most."""
 
 
 @cache
@@ -17,16 +20,21 @@ def keep_freed_memory() -> bool:
 
     By itself the allocator of glibc gives large blocks back to the system at once, which fills each page of the next
     one with zeros: a tenth of the time of a forward pass on the CPU (``docs/decisions/0006-freed-memory.md``). The
-    process then holds, until it ends, the most that it needed at once. Blocks beyond 1 GiB are given back as before.
+    process then holds, until it ends, the most that it needed at once. Blocks beyond 1 GiB (beyond 32 MiB in releases
+    of glibc that accept no more) are given back as before.
 
     Nothing is done where the C library is not glibc; an allocator that is preloaded in its stead, as jemalloc, is not
     changed. Every command of ``comvex`` calls this first; a program of your own may.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
-    library = ctypes.CDLL(None)
-    told = [library.mallopt(M_MMAP_THRESHOLD, LARGEST), library.mallopt(M_TRIM_THRESHOLD, NEVER)]
-    return all(told)
+    return tell(ctypes.CDLL(None).mallopt)
+
+
+def tell(mallopt: Callable[[int, int], int]) -> bool:
+    """Give the C library's ``mallopt`` the largest threshold that it accepts; returns whether there is one."""
+    is_accepted = any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST)
+    return is_accepted and bool(mallopt(M_TRIM_THRESHOLD, NEVER))
 
 
 def give_back_freed_memory() -> None:

@@ -19,7 +19,9 @@ from comvex.bench.plan import preset_configs
 from comvex.convit.weights import file_sha256
 from comvex.errors import UserError
 
-SCRIPTS = ("speed", "memory_limit", "layer_profile", "freed_memory", "low_precision", "performance_page")
+SCRIPTS = (
+    "speed", "memory_limit", "layer_profile", "step_profile", "freed_memory", "low_precision", "performance_page",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -93,9 +95,33 @@ def test_speed_is_recorded_scene_by_scene_and_an_interrupted_command_goes_on(
     [lines] = check_tables((tmp_path / "eager.md").read_text())
     assert len(lines) == 4
     assert "recorded already" in capsys.readouterr().err
-    peak = content["entries"][0]["rows"][0]["gemm_peak_gflops"]
-    assert f"| {peak['median']:.0f} ({peak['low']:.0f} to {peak['high']:.0f}) |" in lines[2]
-    assert "(before)" not in (tmp_path / "eager.md").read_text()
+    product = content["entries"][0]["rows"][0]["gemm_gflops"]
+    assert f"| {product['median']:.0f} ({product['low']:.0f} to {product['high']:.0f}) |" in lines[2]
+
+
+def test_openvino_has_this_convit_and_the_plain_vit(scripts, quick, small, tmp_path):
+    pytest.importorskip("openvino")
+    arguments = ["openvino", "--preset", "ConViT_Ti", "--size", "32:2", "--rounds", "7", "--threads", "1"]
+    scripts["speed"].main([*arguments, "--out", str(tmp_path)])
+    [entry] = record_of(tmp_path, "openvino")["entries"]
+    assert [(row["contestant"], row["runtime"]) for row in entry["rows"]] == [
+        ("convit", "openvino"),
+        ("plain_vit", "openvino"),
+    ]
+    [lines] = check_tables((tmp_path / "openvino.md").read_text())
+    assert len(lines) == 3
+
+
+def test_what_was_measured_for_longer_takes_the_place_of_what_it_was_before(scripts, tmp_path):
+    recording = scripts["recording"]
+    record = recording.Record("eager", tmp_path, {}, [], None)
+    for key, found in (
+        ({"model": "one", "rounds": 7}, 1),
+        ({"model": "other", "rounds": 7}, 2),
+        ({"model": "one", "rounds": 11}, 3),
+    ):
+        record.replace(key, {"key": key, "found": found})
+    assert [(entry["key"]["model"], entry["found"]) for entry in record.entries] == [("other", 2), ("one", 3)]
 
 
 def test_a_scene_with_a_form_that_failed_is_not_recorded(scripts, quick, small, tmp_path, monkeypatch):
@@ -164,6 +190,25 @@ def test_memory_ends_where_the_limit_is(scripts, tmp_path):
             scripts["memory_limit"].parse_memory(wrong)
 
 
+def test_the_most_that_fits_is_the_largest_whenever_it_was_measured(scripts):
+    """A command that is repeated with more sizes adds them behind those that are there."""
+
+    def entry(side, megabytes, *, is_last=False):
+        key = {"memory": 4 * 10**9, "model": "ConViT_Ti", "mode": "training", "growing": "picture"}
+        key |= {"contestant": "convit", "image_size": side, "batch_size": 1}
+        return {"key": key, "peak_memory_mb": megabytes, "is_last": is_last}
+
+    def cells(entries):
+        [table] = scripts["tables"].memory_tables({"entries": entries})
+        return [cell.strip() for cell in table.splitlines()[2].split("|")[6:9]]
+
+    first = [entry(224, 60.0), entry(1024, 700.0, is_last=True)]
+    assert cells(first) == ["1024 px", "700", "none that was tried"]
+    assert cells([*first, entry(384, 100.0), entry(1280, None)]) == ["1024 px", "700", "1280 px"]
+    assert cells([*first, entry(384, 100.0)]) == ["1024 px", "700", "none that was tried"]
+    assert cells([*first, entry(1280, 900.0)]) == ["1280 px", "900", "not tried to the end yet"]
+
+
 def test_every_part_of_a_layer_is_found_and_none_twice(scripts, tmp_path):
     arguments = ["--preset", "ConViT_Ti", "--size", "64:2", "--rounds", "7", "--repeats", "2", "--threads", "1"]
     scripts["layer_profile"].main([*arguments, "--out", str(tmp_path)])
@@ -175,6 +220,28 @@ def test_every_part_of_a_layer_is_found_and_none_twice(scripts, tmp_path):
     assert {name for name, time in parts["plain"].items() if time == 0} == mixing | {"copies of heads"}
     assert 0 < entry["factors_over_layer"]["median"] < 1
     assert len(check_tables((tmp_path / "layer_profile.md").read_text())) == 2
+
+
+def test_every_millisecond_of_a_step_is_of_some_kind(scripts, tmp_path):
+    arguments = ["--preset", "ConViT_Ti", "--size", "64:2", "--repeats", "2", "--threads", "1", "--out", str(tmp_path)]
+    scripts["step_profile"].main(arguments)
+    entries = record_of(tmp_path, "step_profile")["entries"]
+    without = {
+        (entry["key"]["mode"], contestant): {kind for kind, time in found["kinds_ms"].items() if time == 0}
+        for entry in entries
+        for contestant, found in entry["contestants"].items()
+    }
+    assert without == {
+        ("inference", "convit"): {"optimiser"},
+        ("inference", "plain_vit"): {"optimiser", "mixing by positions"},
+        ("training", "convit"): set(),
+        ("training", "plain_vit"): {"mixing by positions"},
+    }
+    for entry in entries:
+        for found in entry["contestants"].values():
+            assert 0 < found["products_gflops"] < 2 * entry["gemm_peak_gflops"]
+    [lines] = check_tables((tmp_path / "step_profile.md").read_text())
+    assert len(lines) == 2 + 8 + 3
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")

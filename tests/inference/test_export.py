@@ -131,16 +131,17 @@ def eager(run: Path, pictures: torch.Tensor) -> np.ndarray:
         return comvex.load(run, device="cpu").model(pictures).numpy()
 
 
-def run_alone(program: str, folder: Path) -> str:
-    """What a program prints that cannot import comvex or PyTorch."""
+def run_alone(program: str, folder: Path, *, with_torch: bool = False) -> str:
+    """What a program prints that cannot import comvex, and PyTorch neither unless it may."""
+    blocked = BLOCKED.replace('"torch", ', "") if with_torch else BLOCKED
     done = subprocess.run(
-        [sys.executable, "-I", "-c", BLOCKED + program], capture_output=True, text=True, timeout=100, cwd=folder
+        [sys.executable, "-I", "-c", blocked + program], capture_output=True, text=True, timeout=100, cwd=folder
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 20)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 20), (2, 4, 6)])
 def test_plain_runtimes_give_the_eager_logits_at_sizes_that_were_not_exported(folders, small_run, shape, tmp_path):
     num, *size = shape
     pictures = digits(num, run=small_run, size=tuple(size))
@@ -166,12 +167,13 @@ def test_the_documented_programs_run_as_they_stand_and_name_the_class(folders, s
     picture = open_data("digits").test.read(3, channels=1)
     picture.save(tmp_path / "photo.jpg", quality=100)
     [[expected]] = comvex.load(small_run).predict(tmp_path / "photo.jpg", top=1)
-    for runtime, place in (("onnx", "onnx-float32"), ("openvino", "openvino-float32")):
-        shutil.copytree(folders[runtime], tmp_path / "runs" / "mine" / "exported" / place)
-    preparation = SNIPPETS["onnx"].rsplit("[logits]", 1)[0]
-    prepared_for_openvino = preparation.replace("onnx-float32", "openvino-float32").replace("import onnxruntime\n", "")
-    for program in (SNIPPETS["onnx"], prepared_for_openvino + SNIPPETS["openvino"]):
-        assert run_alone(program, tmp_path).strip() == expected.label
+    for runtime in ("onnx", "openvino", "torch"):
+        shutil.copytree(folders[runtime], tmp_path / "runs" / "mine" / "exported" / f"{runtime}-float32")
+    preparation = SNIPPETS["onnx"].rsplit("[logits]", 1)[0].replace("import onnxruntime\n", "")
+    assert run_alone(SNIPPETS["onnx"], tmp_path).strip() == expected.label
+    for runtime in ("openvino", "torch"):
+        program = preparation.replace("onnx-float32", f"{runtime}-float32") + SNIPPETS[runtime]
+        assert run_alone(program, tmp_path, with_torch=runtime == "torch").strip() == expected.label
 
 
 def weights_of(config: ConViTConfig, folder: Path, **preprocessing: Any) -> Path:
@@ -264,8 +266,7 @@ def test_pytorchs_program_needs_no_comvex_and_is_bit_identical(folders, small_ru
         f"module = torch.export.load({str(folders['torch'] / 'model.pt2')!r}).module()\n"
         "with torch.no_grad(): numpy.save('logits.npy', module(torch.from_numpy(numpy.load('pictures.npy'))))"
     )
-    run_alone_with_torch = BLOCKED.replace('"torch", ', "") + program
-    subprocess.run([sys.executable, "-I", "-c", run_alone_with_torch], check=True, timeout=100, cwd=tmp_path)
+    run_alone(program, tmp_path, with_torch=True)
     np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), eager(small_run, pictures))
 
 
@@ -471,7 +472,7 @@ def test_pictures_that_are_no_square_with_several_labels(tmp_path):
     save_weights(model, tmp_path / "model.safetensors", info=info)
     data = str(shape_pictures(tmp_path / "pictures", num=40))
     report = export_model(tmp_path / "model.safetensors", ExportPlan("torch", dynamic=("size",)), data=data)
-    assert report["sizes"] == [[256, 128], [288, 192]]
+    assert report["sizes"] == [[256, 128], [288, 192], [128, 64]]
     assert report["input_shape"] == [1, 3, "32 * rows", "32 * columns"]
     assert report["same_answers"] == 100
     assert json.loads((Path(report["out"]) / "config.json").read_text())["licence"] == "CC0-1.0"

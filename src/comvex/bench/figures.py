@@ -72,13 +72,15 @@ class Measured:
             return common
         per_picture = [seconds / self.scene.batch_size for seconds in self.seconds]
         rates = [self.flop / seconds for seconds in self.seconds]
-        peaks = [flop_of_product(self.gemm_side) / seconds for seconds in self.gemm_seconds]
+        products = [flop_of_product(self.gemm_side) / seconds for seconds in self.gemm_seconds]
         return common | {
             "ms_per_picture": asdict(Spread.of(1000 * seconds for seconds in per_picture)),
             "pictures_per_second": 1 / statistics.median(per_picture),
             "gflops": statistics.median(rates) / 1e9,
-            "gemm_peak_gflops": asdict(Spread.of(peak / 1e9 for peak in peaks)),
-            "share_of_gemm_peak": asdict(Spread.of(rate / peak for rate, peak in zip(rates, peaks, strict=True))),
+            "gemm_gflops": asdict(Spread.of(product / 1e9 for product in products)),
+            "gemm_peak_gflops": max(products) / 1e9,
+            "share_of_gemm_peak": asdict(Spread.of(rate / max(products) for rate in rates)),
+            "share_of_gemm_in_round": asdict(Spread.of(a / b for a, b in zip(rates, products, strict=True))),
             "peak_memory_mb": None if self.peak_memory is None else self.peak_memory / 1e6,
             "memory_of": "process in a step" if self.form.runtime in EXPORTED else "tensors",
             "why_no_memory": self.why_no_memory,

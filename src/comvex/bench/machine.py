@@ -32,6 +32,7 @@ def describe_machine(
         "processor": processor_name(),
         "instruction_sets": instruction_sets(),
         "cores": os.cpu_count(),
+        "memory_gb": memory_gb(),
         "threads": threads,
         "device": "cpu" if device.type == "cpu" else f"{torch.cuda.get_device_name(device)}, float32 without TF32",
         "system": platform.platform(terse=True),
@@ -44,11 +45,20 @@ def describe_in_words(machine: dict[str, Any]) -> str:
     """The same as a sentence."""
     packages = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     memory = f"freed memory {machine.get('freed_memory', 'given back')}"
+    total = "" if machine.get("memory_gb") is None else f"{machine['memory_gb']} GB, "
     return (
         f"{machine['date']}, {machine['processor']} ({instruction_sets_in_words(machine['instruction_sets'])}), "
-        f"{machine['cores']} cores, {machine['threads']} threads, {machine['device']}, {machine['system']}, "
+        f"{machine['cores']} cores, {machine['threads']} threads, {machine['device']}, {machine['system']}, {total}"
         f"{memory}; {packages}."
     )
+
+
+def memory_gb() -> int | None:
+    """All of the machine's memory, to the nearest GB of 10^9 bytes; None where the system does not say."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9)
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def instruction_sets_in_words(there: Sequence[str] | None) -> str:

@@ -36,6 +36,7 @@ REFUSALS = (
 WITHOUT_REFUSAL = (-signal.SIGKILL, 137)
 """How a process ends that the system, or a container, ended for its memory."""
 MEASURED_STEP = "comvex: the step whose memory is measured"
+MEMINFO = Path("/proc/meminfo")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 """Linux sets a process's peak of resident memory (VmHWM) to what it holds now when 5 is written here."""
 
@@ -112,12 +113,27 @@ def peak_of_process(step: Step) -> int:
     return of_process("VmHWM")
 
 
+def is_memory_short() -> bool:
+    """Whether less than half of the machine's memory is left; False where the system does not say."""
+    return MEMINFO.exists() and of_machine("MemAvailable") < of_machine("MemTotal") / 2
+
+
+def of_machine(field: str) -> int:
+    """Bytes of the machine's memory, on Linux: "MemTotal", or what processes may still have, "MemAvailable"."""
+    return field_of(MEMINFO, field)
+
+
 def of_process(field: str) -> int:
     """Bytes of this process, on Linux: in memory now ("VmRSS") or at most ("VmHWM"), or of data asked for ("VmData").
 
     The resource module's figure is not taken: it starts with the peak of the process that started this one.
     """
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:")]
+    return field_of(Path("/proc/self/status"), field)
+
+
+def field_of(file: Path, field: str) -> int:
+    """Bytes that a file of Linux' own gives in kB."""
+    [line] = [line for line in file.read_text().splitlines() if line.startswith(f"{field}:")]
     return int(line.split()[1]) * 1024
 
 
@@ -127,13 +143,11 @@ def limit_memory(limit: int | None) -> None:
     ``limit`` are the bytes that it may ask for from now on, if that is less: used or not, as the system's limit on data
     (RLIMIT_DATA) counts them.
     """
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
+    if not MEMINFO.exists():
         return
     import resource
 
-    [line] = [line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")]
-    available = min(int(line.split()[1]) * 1024, sys.maxsize if limit is None else limit)
+    available = min(of_machine("MemAvailable"), sys.maxsize if limit is None else limit)
     allowed = min(of_process("VmData") + available, sys.maxsize)
     resource.setrlimit(resource.RLIMIT_DATA, (allowed, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
@@ -165,9 +179,14 @@ def measure(job: Job) -> float | None:
         step()
         return torch.cuda.max_memory_allocated()
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or any(refusal in str(error) for refusal in REFUSALS):
+        if is_out_of_memory(error):
             return None
         raise
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory was refused, in the words of PyTorch, of a runtime or of Python."""
+    return isinstance(error, MemoryError) or any(refusal in str(error) for refusal in REFUSALS)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from comvex.bench.flop import count_flop
 from comvex.bench.gemm import SIDES, fastest_side, square_product, wait
 from comvex.bench.machine import describe_machine
 from comvex.bench.names import EXPORTED
-from comvex.bench.peak_memory import NotMeasurable, peak_memory
+from comvex.bench.peak_memory import NotMeasurable, is_memory_short, is_out_of_memory, peak_memory
 from comvex.bench.plan import FEWEST_ROUNDS, Form, Plan, Scene
 from comvex.bench.steps import Job, Step, difference_to_eager, export, full_float32, make_step
 from comvex.convit.config import check_integer
@@ -156,7 +156,13 @@ def noting_failure(found: Measured) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        found.error = in_words(error)
+        note(found, error)
+
+
+def note(found: Measured, error: Exception) -> None:
+    """What a row says of an error: that memory ran out, or the error in words."""
+    found.out_of_memory = is_out_of_memory(error)
+    found.error = None if found.out_of_memory else in_words(error)
 
 
 def in_words(error: Exception) -> str:
@@ -182,7 +188,7 @@ def time_all(
     def fail(name: Form | str, error: Exception) -> None:
         if not isinstance(name, Form):
             raise error
-        found[name].error = in_words(error)
+        note(found[name], error)
 
     times = time_in_turn(members, rounds=rounds, device=device, tell=tell, failed=fail)
     gemm_seconds = times.pop(GEMM)
@@ -224,14 +230,29 @@ def time_in_turn(
 
     for form in steps:
         with taking_part(form):
+            make_room()
             once = [seconds(steps[form], repeats=1, device=device) for _ in range(WARM_UP)][-1]
             repeats[form] = max(1, math.ceil(shortest_round / once))
     for number in range(rounds):
         tell(f"round {number + 1} of {rounds}")
         for form in shuffled(order, number):
             with taking_part(form):
+                if make_room():
+                    steps[form]()  # takes its pages anew, which is not to be timed
                 times[form].append(seconds(steps[form], repeats=repeats[form], device=device))
     return {form: times[form] for form in order}
+
+
+def make_room() -> bool:
+    """Give back what other forms' steps have left if memory is short; returns whether it was.
+
+    Kept memory of several large models at once may be twice what the largest needs: blocks of one fit badly between
+    those of another.
+    """
+    is_short = is_memory_short()
+    if is_short:
+        give_back_freed_memory()
+    return is_short
 
 
 def shuffled(order: Sequence[Name], number: int) -> list[Name]:

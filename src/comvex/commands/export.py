@@ -85,7 +85,7 @@ class Export:
 
 def describe_export(report: dict[str, Any]) -> str:
     """The report in lines."""
-    sizes = " and ".join(f"{height} x {width}" for height, width in report["sizes"])
+    sizes = ", ".join(f"{height} x {width}" for height, width in report["sizes"])
     lines = [
         f"{report['source']} -> {report['files'][0]} ({report['megabytes']:.1f} MB, {report['precision']})",
         f"input       pictures ({', '.join(map(str, report['input_shape']))}), float32, normalised",

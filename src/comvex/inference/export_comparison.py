@@ -34,9 +34,9 @@ def compare(
     Differences are those of logits; ``relative_difference`` is the norm of the difference over that of the logits,
     ``same_top1`` (multi-label: ``same_answers``) the percentage of equal answers, ``num_sure`` the answers that the
     weights are sure of, ``num_turned`` those of them that are others; ``not_compared`` says in what the runtime should
-    have computed and could not, if anything. If the size is open, the pictures are compared at the native size and at
-    another one, which is no square if the native one is. If the batch is open, the first picture of every batch is run
-    alone too, for ``relative_difference_alone``.
+    have computed and could not, if anything. If the size is open, the pictures are compared at the native size, at a
+    larger one, which is no square if the native one is, and at half of it. If the batch is open, the first picture of
+    every batch is run alone too, for ``relative_difference_alone``.
     """
 
     def logits(pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,10 @@ def compared_sizes(info: ExportedInfo) -> list[tuple[int, int]]:
     """The sizes (height, width) in pixels at which an exported model is compared."""
     height, width = info.image_size
     patch = info.architecture.patch_size
-    return [(height, width), (height + patch, width + 2 * patch)] if "size" in info.dynamic else [(height, width)]
+    if "size" not in info.dynamic:
+        return [(height, width)]
+    half_height, half_width = (patch * max(2, side // (2 * patch)) for side in (height, width))
+    return list(dict.fromkeys([(height, width), (height + patch, width + 2 * patch), (half_height, half_width)]))
 
 
 def check_comparison(comparison: dict[str, Any], info: ExportedInfo) -> None:
@@ -113,7 +116,8 @@ def check_comparison(comparison: dict[str, Any], info: ExportedInfo) -> None:
             raise UserError(
                 f"The exported model computes something else: on {comparison['compared_on']}{how} its logits differ "
                 f"from those of the weights by {difference:.1e} of their norm, where {info.precision} explains "
-                f"{comparison['tolerance']:.0e}; nothing was written."
+                f"{comparison['tolerance']:.0e} (a logit by {comparison['largest_difference']:.2g} at most and "
+                f"{comparison['mean_difference']:.2g} in the mean); nothing was written."
             )
     num_sure, num_turned = comparison.get("num_sure", 0), comparison.get("num_turned", 0)
     if num_turned > max(1, LARGEST_SHARE_TURNED * num_sure):
