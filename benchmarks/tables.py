@@ -10,6 +10,7 @@ from freed_memory import WAYS
 from layer_profile import PARTS
 from step_profile import KINDS
 
+from comvex.allocator import LARGEST
 from comvex.bench.figures import growth, is_timed
 from comvex.bench.machine import describe_in_words
 from comvex.bench.names import CONTESTANT_NAMES, RUNTIME_NAMES
@@ -18,7 +19,9 @@ from comvex.bench.report import growth_table, spread, table
 Row = dict[str, Any]
 Content = dict[str, Any]
 NOT_MEASURED = "Not measured yet."
-WHOLE_PROCESS = "Memory is the peak of the whole process: what reading and compiling the model took is in it."
+LARGE_BLOCKS = (
+    "Blocks of freed memory beyond 32 MiB were given back, as all of them might have been more than the machine has:"
+)
 PLACE = ("model", "image_size", "batch_size", "mode", "runtime", "precision")
 
 
@@ -99,8 +102,14 @@ def speed_tables(content: Content) -> list[str]:
                 *memory,
             ]
         )
-    whole_process = any(row.get("memory_of") == "process" for row in rows)
-    return [table(names, cells), *[WHOLE_PROCESS] * whole_process]
+    return [table(names, cells), *large_blocks_in_words(rows)]
+
+
+def large_blocks_in_words(rows: Sequence[Row]) -> list[str]:
+    """In which scenes large blocks of freed memory were given back."""
+    given_back = [row for row in rows if (row.get("largest_kept_mb") or LARGEST / 1e6) < LARGEST / 1e6]
+    scenes = dict.fromkeys(f"{of_key(row)}, {row['mode']}" for row in given_back)
+    return [f"{LARGE_BLOCKS} {'; '.join(scenes)}."] if scenes else []
 
 
 def timed(row: Row | None, name: str, *, form: str = ".3f") -> str:

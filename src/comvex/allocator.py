@@ -10,8 +10,9 @@ from functools import cache
 # Names and values of malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 NEVER = -1
-LARGEST = (1 << 30, 1 << 25)
-"""Bytes of the largest block that is kept: what is tried first, and what older releases of glibc accept at most."""
+LARGEST, BY_ITSELF = 1 << 30, 1 << 25
+"""Bytes of the largest block that is kept, and of the largest that glibc takes from its heap by itself; older releases
+accept no more than that either."""
 
 
 @cache
@@ -33,7 +34,7 @@ def keep_freed_memory() -> bool:
 
 def tell(mallopt: Callable[[int, int], int]) -> bool:
     """Give the C library's ``mallopt`` the largest threshold that it accepts; returns whether there is one."""
-    is_accepted = any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST)
+    is_accepted = any(mallopt(M_MMAP_THRESHOLD, size) for size in (LARGEST, BY_ITSELF))
     return is_accepted and bool(mallopt(M_TRIM_THRESHOLD, NEVER))
 
 
@@ -42,6 +43,16 @@ def give_back_freed_memory() -> None:
     if is_freed_memory_kept():
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_blocks_up_to(size: int) -> None:
+    """Of freed memory keep blocks of at most so many bytes from now on, in a process that keeps it.
+
+    Kept blocks of many sizes fit badly between each other: where most are larger than 100 MB, a process may hold twice
+    what it needs.
+    """
+    if is_freed_memory_kept():
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, size)
 
 
 def is_freed_memory_kept() -> bool:

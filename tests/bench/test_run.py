@@ -19,7 +19,7 @@ from comvex.bench.machine import INSTRUCTION_SETS, instruction_sets_in_words
 from comvex.bench.peak_memory import NotMeasurable, peak_memory, peak_of_process, peak_of_tensors
 from comvex.bench.plan import Form, make_plan
 from comvex.bench.report import FILES, check_out, to_markdown, write_report
-from comvex.bench.run import run_bench, shuffled, time_all, time_in_turn
+from comvex.bench.run import keeping_what_fits, run_bench, shuffled, time_all, time_in_turn
 from comvex.bench.steps import Job, export, make_step
 from comvex.cli import main
 from comvex.convit import ConViTConfig
@@ -177,14 +177,20 @@ def test_a_form_that_fails_in_a_round_leaves_the_others_their_rounds():
         time_in_turn(steps, **options)
 
 
-@pytest.mark.parametrize(("available", "calls"), [(5_100_000, 2 + 7), (4_900_000, 2 + 7 * 2)])
-def test_where_memory_is_short_a_form_takes_its_pages_anew_before_it_is_timed(monkeypatch, tmp_path, available, calls):
-    (tmp_path / "meminfo").write_text(f"MemTotal: 10000000 kB\nMemAvailable: {available} kB\n")
+@pytest.mark.parametrize(("needed", "megabytes"), [(4.9e9, 1073.741824), (5.1e9, 33.554432), (None, 1073.741824)])
+def test_large_blocks_are_given_back_where_twice_what_a_form_needs_is_more_than_there_is(
+    monkeypatch, tmp_path, needed, megabytes
+):
+    (tmp_path / "meminfo").write_text("MemTotal: 9765625 kB\n")  # 10 GB
     monkeypatch.setattr("comvex.bench.peak_memory.MEMINFO", tmp_path / "meminfo")
-    count = itertools.count(1)
-    steps = {OURS: lambda: next(count)}
-    times = time_in_turn(steps, rounds=7, device=CPU, tell=lambda text: None, shortest_round=0)
-    assert (len(times[OURS]), next(count) - 1) == (7, calls)
+    told = []
+    monkeypatch.setattr("comvex.bench.run.keep_blocks_up_to", told.append)
+    found = [made(OURS, [1.0] * 7, memory=1e9), made(TIMM, [1.0] * 7, memory=needed)]
+    monkeypatch.setattr("comvex.bench.run.is_freed_memory_kept", lambda: True)
+    with keeping_what_fits(found):
+        assert told == [megabytes * 1e6]
+    assert told == [megabytes * 1e6, 1 << 30]
+    assert [one.row()["largest_kept_mb"] for one in found] == [megabytes, megabytes]
 
 
 def test_a_row_whose_step_runs_out_of_memory_says_so_and_is_no_failure():

@@ -190,6 +190,15 @@ def test_memory_ends_where_the_limit_is(scripts, tmp_path):
             scripts["memory_limit"].parse_memory(wrong)
 
 
+def test_a_scene_in_which_large_blocks_were_given_back_is_named(scripts):
+    words = scripts["tables"].large_blocks_in_words
+    row = {"model": "ConViT_S_plus", "image_size": 448, "batch_size": 8, "mode": "training"}
+    kept = [row, row | {"largest_kept_mb": None}, row | {"largest_kept_mb": 1073.741824}]
+    assert words(kept) == []
+    [sentence] = words([*kept, row | {"largest_kept_mb": 33.554432}])
+    assert sentence.endswith(": ConViT_S_plus, 448 px, batch 8, training.")
+
+
 def test_the_most_that_fits_is_the_largest_whenever_it_was_measured(scripts):
     """A command that is repeated with more sizes adds them behind those that are there."""
 

@@ -49,6 +49,8 @@ class Measured:
     error: str | None = None
     """Why it could not be timed, if it is not for memory."""
     seconds: list[float] = field(default_factory=list)
+    largest_kept: int | None = None
+    """Bytes of the largest block of freed memory that was kept meanwhile; None if all was given back."""
     gemm_side: int = 0
     gemm_seconds: list[float] = field(default_factory=list)
     """Of the square float32 product of that side, in the same rounds."""
@@ -85,6 +87,7 @@ class Measured:
             "memory_of": "process in a step" if self.form.runtime in EXPORTED else "tensors",
             "why_no_memory": self.why_no_memory,
             "difference_to_eager": self.difference,
+            "largest_kept_mb": None if self.largest_kept is None else self.largest_kept / 1e6,
             "rounds": len(per_picture),
             "seconds": self.seconds,
             "gemm_side": self.gemm_side,

@@ -13,6 +13,7 @@ import torch
 
 from comvex.allocator import is_freed_memory_kept
 from comvex.bench.names import Precision, Runtime
+from comvex.bench.peak_memory import memory_of_machine
 from comvex.bench.plan import packages_of
 from comvex.processor import cpuinfo, processor_name
 
@@ -27,12 +28,13 @@ def describe_machine(
     *, threads: int, device: torch.device, runtimes: Sequence[Runtime] = (), precisions: Sequence[Precision] = ()
 ) -> dict[str, Any]:
     """Where and with what a measurement is made, as plain values for JSON."""
+    memory = memory_of_machine()
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "processor": processor_name(),
         "instruction_sets": instruction_sets(),
         "cores": os.cpu_count(),
-        "memory_gb": memory_gb(),
+        "memory_gb": None if memory is None else round(memory / 1e9),
         "threads": threads,
         "device": "cpu" if device.type == "cpu" else f"{torch.cuda.get_device_name(device)}, float32 without TF32",
         "system": platform.platform(terse=True),
@@ -51,14 +53,6 @@ def describe_in_words(machine: dict[str, Any]) -> str:
         f"{machine['cores']} cores, {machine['threads']} threads, {machine['device']}, {machine['system']}, {total}"
         f"{memory}; {packages}."
     )
-
-
-def memory_gb() -> int | None:
-    """All of the machine's memory, to the nearest GB of 10^9 bytes; None where the system does not say."""
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9)
-    except (AttributeError, OSError, ValueError):
-        return None
 
 
 def instruction_sets_in_words(there: Sequence[str] | None) -> str:

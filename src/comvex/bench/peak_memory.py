@@ -113,14 +113,9 @@ def peak_of_process(step: Step) -> int:
     return of_process("VmHWM")
 
 
-def is_memory_short() -> bool:
-    """Whether less than half of the machine's memory is left; False where the system does not say."""
-    return MEMINFO.exists() and of_machine("MemAvailable") < of_machine("MemTotal") / 2
-
-
-def of_machine(field: str) -> int:
-    """Bytes of the machine's memory, on Linux: "MemTotal", or what processes may still have, "MemAvailable"."""
-    return field_of(MEMINFO, field)
+def memory_of_machine() -> int | None:
+    """Bytes of all of the machine's memory; None where the system does not say."""
+    return field_of(MEMINFO, "MemTotal") if MEMINFO.exists() else None
 
 
 def of_process(field: str) -> int:
@@ -147,7 +142,7 @@ def limit_memory(limit: int | None) -> None:
         return
     import resource
 
-    available = min(of_machine("MemAvailable"), sys.maxsize if limit is None else limit)
+    available = min(field_of(MEMINFO, "MemAvailable"), sys.maxsize if limit is None else limit)
     allowed = min(of_process("VmData") + available, sys.maxsize)
     resource.setrlimit(resource.RLIMIT_DATA, (allowed, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 

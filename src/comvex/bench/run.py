@@ -14,13 +14,20 @@ from typing import Any, TypeVar
 import torch
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from comvex.allocator import give_back_freed_memory, keep_freed_memory
+from comvex.allocator import (
+    BY_ITSELF,
+    LARGEST,
+    give_back_freed_memory,
+    is_freed_memory_kept,
+    keep_blocks_up_to,
+    keep_freed_memory,
+)
 from comvex.bench.figures import Measured, growth, ratios
 from comvex.bench.flop import count_flop
 from comvex.bench.gemm import SIDES, fastest_side, square_product, wait
 from comvex.bench.machine import describe_machine
 from comvex.bench.names import EXPORTED
-from comvex.bench.peak_memory import NotMeasurable, is_memory_short, is_out_of_memory, peak_memory
+from comvex.bench.peak_memory import NotMeasurable, is_out_of_memory, memory_of_machine, peak_memory
 from comvex.bench.plan import FEWEST_ROUNDS, Form, Plan, Scene
 from comvex.bench.steps import Job, Step, difference_to_eager, export, full_float32, make_step
 from comvex.convit.config import check_integer
@@ -123,8 +130,24 @@ def measure_scenes(
                     step = prepare(found[form], job)
                     if step is not None:
                         steps[form] = step
-            time_all(found, steps, rounds=rounds, device=device, tell=tell)
+            with keeping_what_fits(list(found.values())):
+                time_all(found, steps, rounds=rounds, device=device, tell=tell)
             yield list(found.values())
+
+
+@contextmanager
+def keeping_what_fits(found: Sequence[Measured]) -> Iterator[None]:
+    """Large blocks are given back where a form might otherwise hold twice what it needs and more than there is."""
+    needed = max((one.peak_memory for one in found if one.peak_memory is not None), default=0)
+    total = memory_of_machine()
+    largest = BY_ITSELF if total is not None and 2 * needed > total else LARGEST
+    for one in found:
+        one.largest_kept = largest if is_freed_memory_kept() else None
+    keep_blocks_up_to(largest)
+    try:
+        yield
+    finally:
+        keep_blocks_up_to(LARGEST)
 
 
 def make_job(scene: Scene, form: Form, *, threads: int, device: torch.device, folder: Path) -> Job:
@@ -230,29 +253,14 @@ def time_in_turn(
 
     for form in steps:
         with taking_part(form):
-            make_room()
             once = [seconds(steps[form], repeats=1, device=device) for _ in range(WARM_UP)][-1]
             repeats[form] = max(1, math.ceil(shortest_round / once))
     for number in range(rounds):
         tell(f"round {number + 1} of {rounds}")
         for form in shuffled(order, number):
             with taking_part(form):
-                if make_room():
-                    steps[form]()  # takes its pages anew, which is not to be timed
                 times[form].append(seconds(steps[form], repeats=repeats[form], device=device))
     return {form: times[form] for form in order}
-
-
-def make_room() -> bool:
-    """Give back what other forms' steps have left if memory is short; returns whether it was.
-
-    Kept memory of several large models at once may be twice what the largest needs: blocks of one fit badly between
-    those of another.
-    """
-    is_short = is_memory_short()
-    if is_short:
-        give_back_freed_memory()
-    return is_short
 
 
 def shuffled(order: Sequence[Name], number: int) -> list[Name]:
