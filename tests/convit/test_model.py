@@ -410,3 +410,14 @@ def test_pictures_that_are_no_tensor_are_refused(pictures):
     model = ConViTWithLinearClassifier(ConViTConfig.ConViT_Ti(image_size=32))
     with pytest.raises(ValueError, match=r"The pictures are a (?:NoneType|ndarray): it must be a tensor or a list"):
         model(pictures)
+
+
+@pytest.mark.parametrize("position_embedding", [False, True])
+def test_tokens_are_laid_out_as_tokens_in_every_layer(position_embedding):
+    """Laid out as the convolution of the patches leaves them, norms would copy them and sums stride through them."""
+    network = classifier(position_embedding=position_embedding)
+    layouts = []
+    for block in network.blocks:
+        block.register_forward_hook(lambda module, inputs, output: layouts.append(inputs[0].is_contiguous()))
+    network(torch.randn(2, 3, 32, 32))
+    assert layouts == [True] * len(network.blocks)

@@ -57,7 +57,8 @@ class PatchEmbedding(nn.Module):
         grid = self.grid_of(height, width)
         if self.pad_to_patch:
             pictures = F.pad(pictures, (0, grid[1] * self.patch_size - width, 0, grid[0] * self.patch_size - height))
-        return self.proj(pictures).flatten(2).transpose(1, 2), grid
+        # Laid out as tokens: sums keep the layout of their first term, and norms copy what is laid out as pictures.
+        return self.proj(pictures).flatten(2).transpose(1, 2).contiguous(), grid
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of the patches of a picture; raises ``ValueError`` if it does not come to whole patches."""
