@@ -177,8 +177,8 @@ def test_a_form_that_fails_in_a_round_leaves_the_others_their_rounds():
         time_in_turn(steps, **options)
 
 
-@pytest.mark.parametrize(("needed", "megabytes"), [(4.9e9, 1073.741824), (5.1e9, 33.554432), (None, 1073.741824)])
-def test_large_blocks_are_given_back_where_twice_what_a_form_needs_is_more_than_there_is(
+@pytest.mark.parametrize(("needed", "megabytes"), [(3.3e9, 1073.741824), (3.4e9, 33.554432), (None, 1073.741824)])
+def test_large_blocks_are_given_back_where_a_form_needs_more_than_a_third_of_what_there_is(
     monkeypatch, tmp_path, needed, megabytes
 ):
     (tmp_path / "meminfo").write_text("MemTotal: 9765625 kB\n")  # 10 GB

@@ -137,10 +137,13 @@ def measure_scenes(
 
 @contextmanager
 def keeping_what_fits(found: Sequence[Measured]) -> Iterator[None]:
-    """Large blocks are given back where a form might otherwise hold twice what it needs and more than there is."""
+    """Large blocks are given back where a form needs more than a third of the machine's memory.
+
+    A process that keeps them may hold twice what it needs, and what the other forms have left beside it.
+    """
     needed = max((one.peak_memory for one in found if one.peak_memory is not None), default=0)
     total = memory_of_machine()
-    largest = BY_ITSELF if total is not None and 2 * needed > total else LARGEST
+    largest = BY_ITSELF if total is not None and 3 * needed > total else LARGEST
     for one in found:
         one.largest_kept = largest if is_freed_memory_kept() else None
     keep_blocks_up_to(largest)
