@@ -19,7 +19,7 @@ from comvex.bench.report import growth_table, spread, table
 Row = dict[str, Any]
 Content = dict[str, Any]
 NOT_MEASURED = "Not measured yet."
-LARGE_BLOCKS = "Blocks of freed memory beyond 32 MiB were given back, since a model needed more than a third of the machine's memory:"
+LARGE_BLOCKS = "Blocks beyond 32 MiB were given back, since a model needed more than a third of the machine's memory:"
 PLACE = ("model", "image_size", "batch_size", "mode", "runtime", "precision")
 
 
