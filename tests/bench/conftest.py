@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULES = (
-    "speed", "memory_limit", "layer_profile", "freed_memory", "low_precision", "performance_page", "recording",
-    "tables", "targets",
+    "speed", "memory_limit", "layer_profile", "step_profile", "freed_memory", "low_precision", "performance_page",
+    "recording", "tables", "targets",
 )  # fmt: skip
 
 

@@ -718,7 +718,7 @@ def test_the_command_prints_the_comparison_and_its_json_stands_alone(reports):
     assert json.loads(reports["torch"])["largest_difference"] == 0
     printed = reports["onnx"]
     assert "pictures (batch, 1, 2 * rows, 2 * columns)" in printed
-    assert "64 pictures of digits, 8 x 8 and 10 x 12 pixels" in printed
+    assert "64 pictures of digits, 8 x 8, 10 x 12, 4 x 4 pixels" in printed
     assert re.search(r"largest [\d.]+e-0[678], mean [\d.]+e-0[78] of a logit; [\d.]+e-0[78] of their norm", printed)
     assert "the same on 100.0 % of the pictures" in printed
 
