@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -60,7 +60,7 @@ PARTS = (
     "projections", "attention", "mixing: products", "mixing: copies", "mixing: blend with content",
     "positional factors", "copies of heads", "MLP", "norms", "residual sums", "other operations", "between operations",
 )  # fmt: skip
-LAYER, BLEND, WARM_UP = "layer", "blend", 3
+CALL, BLEND, WARM_UP = "call", "blend", 3
 
 
 @dataclass(frozen=True)
@@ -139,19 +139,28 @@ def parts(examples: dict[str, Example], *, repeats: int) -> dict[str, dict[str, 
 
 def parts_of_call(example: Example) -> Counter[str]:
     """Milliseconds of one call in each part."""
+    milliseconds: Counter[str] = Counter(dict.fromkeys(PARTS, 0))
+    for event, above in operations(example.infer):
+        milliseconds[part_of(event.name, above)] += event.self_cpu_time_total / 1000
+    return milliseconds
+
+
+def operations(call: Callable[[], object], *, with_flops: bool = False) -> Iterator[tuple[Any, list[str]]]:
+    """What the profiler sees of one call, each event with the names of what it is within; the blend's forward is named.
+
+    ``with_flops``: events of matrix products have their operations in ``flops``.
+    """
     named = staticmethod(record_function(BLEND)(Blend.forward))
     with (
         patch.object(Blend, "forward", named),
-        profile(activities=[ProfilerActivity.CPU]) as profiler,
-        record_function(LAYER),
+        profile(activities=[ProfilerActivity.CPU], with_flops=with_flops) as profiler,
+        record_function(CALL),
     ):
-        example.infer()
-    milliseconds: Counter[str] = Counter(dict.fromkeys(PARTS, 0))
+        call()
     for event in profiler.events() or ():
         above = names_above(event)
-        if LAYER in above:
-            milliseconds[part_of(event.name, above)] += event.self_cpu_time_total / 1000
-    return milliseconds
+        if CALL in above:
+            yield event, above
 
 
 def names_above(event: Any) -> list[str]:

@@ -15,13 +15,11 @@ import statistics
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
-from unittest.mock import patch
 
 import recording
 import torch
-from layer_profile import BLEND, names_above
+from layer_profile import BLEND, WARM_UP, operations
 from speed import parse_size
-from torch.profiler import ProfilerActivity, profile, record_function
 
 from comvex.bench.gemm import SIDES, fastest_side, flop_of_product, square_product
 from comvex.bench.names import Contestant
@@ -29,7 +27,6 @@ from comvex.bench.plan import Form, preset_configs
 from comvex.bench.run import seconds as seconds_of
 from comvex.bench.run import shuffled
 from comvex.bench.steps import Job, Step, make_step
-from comvex.convit.blend import Blend
 from comvex.convit.config import check_integer
 
 PRODUCTS, ATTENTION, MIXING, GELU, NORMS = "products", "attention", "mixing by positions", "GELU", "norms"
@@ -49,7 +46,6 @@ KIND_OF_OPERATION = {
     "native_layer_norm_backward": NORMS,
 }
 """What an operation of PyTorch counts as, with all that it calls."""
-STEP, WARM_UP = "step", 3
 CONTESTANTS: tuple[Contestant, ...] = ("convit", "plain_vit")
 
 
@@ -65,19 +61,9 @@ class Call:
 
 
 def profiled(step: Step) -> Call:
-    """One step under the profiler, with the forward of the blend named."""
-    named = staticmethod(record_function(BLEND)(Blend.forward))
-    with (
-        patch.object(Blend, "forward", named),
-        profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiler,
-        record_function(STEP),
-    ):
-        step()
+    """One step under the profiler."""
     call = Call()
-    for event in profiler.events() or ():
-        above = names_above(event)
-        if STEP not in above:
-            continue
+    for event, above in operations(step, with_flops=True):
         kind = kind_of(event.name, above)
         call.milliseconds[kind] += event.self_cpu_time_total / 1000
         if kind == PRODUCTS and event.flops:

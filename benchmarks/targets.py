@@ -94,9 +94,9 @@ def given_back_where(contestant: Contestant, mode: str, side: int | None = None)
         found = []
         for entry in content["entries"] if content.get("table") == "freed_memory" else []:
             key = entry["key"]
-            if is_a_scene(key) and key["mode"] == mode and side in (None, key["image_size"]):
-                there = entry["contestants"].get(contestant)
-                found += [] if there is None else [Found.of(there["convit_over_it"][GIVEN_BACK])]
+            is_wanted = is_a_scene(key) and key["mode"] == mode and side in (None, key["image_size"])
+            if is_wanted and contestant in entry["contestants"]:
+                found.append(Found.of(entry["contestants"][contestant]["convit_over_it"][GIVEN_BACK]))
         return found if contestant == "plain_vit" else [one.inverse() for one in found]
 
     return figures
