@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import resource
+import statistics
 from contextlib import ExitStack
 from functools import partial
 from multiprocessing.connection import Connection
@@ -64,10 +65,10 @@ def serve(connection: Connection, job: Job, keep: bool) -> None:
         connection.send((after.ru_minflt - before.ru_minflt, after.ru_maxrss / 1000))
 
 
-def ask(connection: Connection) -> tuple[int, float]:
-    """Let a process compute a step; returns what it answers."""
+def ask(connection: Connection, answers: list[tuple[int, float]]) -> None:
+    """Let a process compute a step, and add what it answers."""
     connection.send(True)
-    return connection.recv()
+    answers.append(connection.recv())
 
 
 def measure(key: recording.Key, *, threads: int) -> dict[str, Any]:
@@ -87,9 +88,9 @@ def measure(key: recording.Key, *, threads: int) -> dict[str, Any]:
             other.close()  # so that a process that dies is an end of file here
             end.recv()  # one after the other: a warm-up beside others is none
             ends[contestant, way] = end
-        steps = {which: partial(ask, end) for which, end in ends.items()}
+        answers: dict[Which, list[tuple[int, float]]] = {which: [] for which in ends}
+        steps = {which: partial(ask, end, answers[which]) for which, end in ends.items()}
         seconds = time_in_turn(steps, rounds=key["rounds"], device=torch.device("cpu"), tell=lambda text: None)
-        answers = {which: ask(end) for which, end in ends.items()}
 
     def ratio(one: Which, other: Which) -> dict[str, float]:
         return vars(Spread.of(a / b for a, b in zip(seconds[one], seconds[other], strict=True)))
@@ -99,8 +100,8 @@ def measure(key: recording.Key, *, threads: int) -> dict[str, Any]:
             "kept_over_given_back": ratio((contestant, KEPT), (contestant, GIVEN_BACK)),
             "convit_over_it": {way: ratio(("convit", way), (contestant, way)) for way in WAYS},
             "ms_per_picture": vars(Spread.of(1000 * time / key["batch_size"] for time in seconds[contestant, KEPT])),
-            "new_pages": {way: answers[contestant, way][0] for way in WAYS},
-            "peak_process_mb": {way: answers[contestant, way][1] for way in WAYS},
+            "new_pages": {way: statistics.median_high(pages for pages, _ in answers[contestant, way]) for way in WAYS},
+            "peak_process_mb": {way: answers[contestant, way][-1][1] for way in WAYS},
         }
         for contestant in contestants
     }
