@@ -91,14 +91,22 @@ def completed(
         return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
 
 
-def together(*arguments: object, files: Sequence[tuple[Path, Path]], script: Path | None = None) -> list[Command]:
-    """Processes that train together, told of each other as torchrun tells them: one for each pair of out and err."""
+def together(
+    *arguments: object,
+    files: Sequence[tuple[Path, Path]],
+    script: Path | None = None,
+    cwds: Sequence[Path] | None = None,
+) -> list[Command]:
+    """Processes that train together, told of each other as torchrun tells them: one for each pair of out and err.
+
+    They work here, or each in a folder of its own.
+    """
     group = {"WORLD_SIZE": str(len(files)), "LOCAL_WORLD_SIZE": str(len(files))}
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(len(files))]
     group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
-        Command(*arguments, out=out, err=err, environment=group | own, script=script)
-        for own, (out, err) in zip(ranks, files, strict=True)
+        Command(*arguments, out=out, err=err, cwd=cwd, environment=group | own, script=script)
+        for own, (out, err), cwd in zip(ranks, files, cwds or [None] * len(files), strict=True)
     ]
 
 

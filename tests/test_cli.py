@@ -303,8 +303,8 @@ def test_what_no_does_is_told_beside_no(capsys, monkeypatch):
 def test_top_5_is_told_of_more_than_five_classes(small_run, tmp_path):
     summary = json.loads((small_run / "summary.json").read_text())
     assert summary["num_classes"] == 10
-    assert f"top-5 {summary['top5']:.2f} %" in describe_summary(small_run, summary)
-    assert "top-5" not in describe_summary(small_run, summary | {"num_classes": 5})
+    assert f"top-5 {summary['top5']:.2f} %" in describe_summary(small_run, summary, Recipe())
+    assert "top-5" not in describe_summary(small_run, summary | {"num_classes": 5}, Recipe())
     figures = run_evaluation.evaluate_run(small_run, out=tmp_path)
     assert f"top-5       {figures['top5']:.2f} %" in describe_evaluation(figures)
     assert "top-5" not in describe_evaluation(figures | {"num_classes": 3})

@@ -41,3 +41,12 @@ def test_other_warnings_stay_also_of_a_drawing_that_fails(tmp_path):
     with pytest.warns(UserWarning, match="another"), pytest.raises(KeyError):
         draw()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dollar_sign_in_a_name_is_no_mathematics(tmp_path):
+    """``_$`` would be a formula that cannot be read, and other pairs of dollar signs would vanish."""
+    with new_figure(tmp_path / "x.png", size=(2, 1)) as figure:
+        axes = figure.subplots()
+        axes.set(title="lr$1_$2", xlabel="$5 to $10")
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.size == (300, 150)

@@ -36,6 +36,7 @@ STYLE: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # the names of folders and classes may have a dollar sign
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,10 @@ LAST_WEIGHTS = Path("weights") / "last.safetensors"
 CHECKPOINTS = "checkpoints"
 FAILURE = "failure"
 LOCK = ".lock"
+HELD: set[Path] = set()
+"""Run folders that this process has locked."""
+ONE_AT_A_TIME = threading.Lock()
+"""For the threads that look into it and add to it."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -49,16 +54,16 @@ class BusyError(UserError):
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Within it no other process can train in this run folder, which is made if need be.
+    """Within it nobody else can train in this run folder, which is made if need be.
 
-    The lock ends with the process, however it ends. Raises ``BusyError``, a ``ValueError``, if another process has it,
-    and ``ValueError`` if the folder cannot be made.
+    The lock ends with the process, however it ends. Raises ``BusyError``, a ``ValueError``, if another process or
+    thread has it, and ``ValueError`` if the folder cannot be made.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The run folder {run} cannot be made ({error.strerror}): choose another --out.") from error
-    with (run / LOCK).open("a") as file:
+    with held(run.resolve()), (run / LOCK).open("a") as file:
         try:
             lock(file)
         except OSError as error:
@@ -66,6 +71,22 @@ def locked(run: Path) -> Iterator[None]:
                 f"Another process is training in the run folder {run}: wait until it has ended, or stop it."
             ) from error
         yield
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Within it no other thread can lock a run folder, as the system's lock does not stop those of one process.
+
+    That would even be lost by opening and closing the file again. Raises ``BusyError`` if another thread has it.
+    """
+    with ONE_AT_A_TIME:
+        if run in HELD:
+            raise BusyError(f"This process is training in the run folder {run} already: wait until it has ended.")
+        HELD.add(run)
+    try:
+        yield
+    finally:
+        HELD.remove(run)
 
 
 def is_leftover(path: Path) -> bool:

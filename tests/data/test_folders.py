@@ -152,6 +152,19 @@ def test_a_link_to_a_class_folder_elsewhere_is_followed(tmp_path):
     assert len(all_files(data)) == 24
 
 
+def test_what_runs_and_studies_have_drawn_inside_the_folder_is_no_class(tmp_path):
+    for name in ("cat", "dog"):
+        write_pictures(tmp_path / name, 10)
+    before = open_data(str(tmp_path)).train.fingerprint()
+    for folder, file in (("runs/pets-1", "recipe.json"), ("studies/pets", "study.json")):
+        write_pictures(tmp_path / folder, 2)
+        write_pictures(tmp_path / folder / "deeper", 2)
+        (tmp_path / folder / file).write_text("{}")
+    data = open_data(str(tmp_path))
+    assert data.classes == ("cat", "dog")
+    assert data.train.fingerprint() == before
+
+
 def test_links_inside_class_folders_are_not_followed_so_that_they_cannot_go_in_circles(tmp_path):
     for name, other in (("a", "b"), ("b", "a")):
         write_pictures(tmp_path / name, 12)

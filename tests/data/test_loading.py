@@ -1,5 +1,8 @@
 """Batches: what is in them depends on the seed and the step alone."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -157,3 +160,16 @@ def test_evaluation_shows_each_picture_once_in_order(workers):
     labels = torch.cat([batch.labels for batch in loader])
     np.testing.assert_array_equal(labels.numpy(), pictures.labels)
     assert len(EvaluationPictures(pictures, transform, channels=1)) == 360
+
+
+def test_signals_to_all_processes_of_a_run_leave_its_loaders_reading_however_they_started():
+    """Only by fork do they inherit what the run does with a signal."""
+    data = open_data("digits")
+    loader = evaluation_loader(data.part("test"), PREPROCESSING.transform(), channels=1, batch_size=36, workers=1)
+    loader.multiprocessing_context = "forkserver"
+    batches = iter(loader)
+    first = next(batches)
+    [reader] = batches._workers  # pyright: ignore[reportAttributeAccessIssue]
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+        os.kill(reader.pid, number)
+    assert len(first.labels) + sum(len(batch.labels) for batch in batches) == 360

@@ -191,6 +191,8 @@ def test_unknown_names_and_values_out_of_range_are_refused():
         open_data("digits", fraction=0)
     with pytest.raises(ValueError, match="val_fraction is 1"):
         open_data("digits", val_fraction=1)
+    with pytest.raises(ValueError, match="split_seed is -1"):
+        open_data("digits", split_seed=-1)
 
 
 def test_the_fingerprint_changes_when_files_come_or_go(tmp_path):

@@ -20,6 +20,8 @@ from comvex.training.recipe import Architecture, Options, Recipe, differences
         ({"warmup_epochs": -1.0}, r"warmup_epochs is -1\.0"),
         ({"label_smoothing": -0.1}, r"label_smoothing is -0\.1"),
         ({"weight_decay": -1}, "weight_decay is -1"),
+        ({"precision": "half"}, "precision is 'half': it must be float32, bfloat16 or float16"),
+        ({"balance": "weights"}, "balance is 'weights': it must be none, loss or sampling"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(values, message):
@@ -60,6 +62,8 @@ def test_the_model_follows_the_data_unless_told_otherwise():
     assert config.init_std == config.dim**-0.5
     config = build_config(Architecture(preset="ConViT_S", image_size=64), digits)
     assert config.init_std == 0.02
+    assert config.global_pool == "token"
+    assert build_config(Architecture(num_nonlocal_layers=0), digits).global_pool == "avg"  # nothing reaches the token
     assert (config.dim, config.heads, config.patch_size, config.image_channel) == (432, 9, 16, 1)
     preprocessing = build_preprocessing(
         ConViTWithLinearClassifier(build_config(Architecture(channels=3), digits)), digits

@@ -185,6 +185,19 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     assert (out / "metrics.csv").read_text().count("\n") == 3
 
 
+def test_processes_whose_disks_differ_are_told_so(tmp_path):
+    """As on machines without a common disk, of which only the first has the run's checkpoint."""
+    finish(tmp_path / "run", "--steps", 4)
+    (tmp_path / "run" / "summary.json").unlink()
+    files = [(tmp_path / f"{rank}.log", tmp_path / f"{rank}.log") for rank in range(2)]
+    (tmp_path / "other").mkdir()
+    words = [*map(str, SMOKE), "--out", "run", "--steps", 4]
+    for process in together(*words, files=files, cwds=[tmp_path, tmp_path / "other"]):
+        assert process.wait(120) == 2
+    for _, log in files:
+        assert "see different checkpoints in run (of steps 4, 0): the run folder must lie on a disk" in log.read_text()
+
+
 def test_a_run_folder_takes_one_process_at_a_time(tmp_path):
     out = tmp_path / "run"
     run = launch(out, "--steps", 100_000)

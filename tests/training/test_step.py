@@ -172,6 +172,17 @@ def test_a_loss_that_is_not_finite_changes_nothing(digits):
         assert torch.equal(tensor, before[name])
 
 
+def test_a_gradient_that_float16_never_makes_finite_is_told(digits):
+    """Overflow is skipped and the scale of the loss halved; what is no number stays so at any scale."""
+    each = learner(replace(RECIPE, precision="float16"), digits, dtype=torch.float32)
+    each.model.cls_token.register_hook(lambda gradient: gradient * torch.nan)
+    [batch] = batches(num=1, dtype=torch.float32)
+    while each.scaler.get_scale() >= 1:
+        each.step(1, [batch], num_pictures=NUM)
+    with pytest.raises(NotFiniteError):
+        each.step(1, [batch], num_pictures=NUM)
+
+
 def test_a_compiled_model_takes_the_same_steps(digits):
     plain, compiled = learner(RECIPE, digits), learner(RECIPE, digits)
     compiled.running.compile(backend="aot_eager")

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -17,12 +18,15 @@ from safetensors.torch import load_file
 
 import comvex
 from commands import completed
-from comvex.convit import ConViTWithLinearClassifier
+from comvex import run_folder
+from comvex.commands.train import describe_summary
+from comvex.convit import ConViTWithLinearClassifier, load_model
 from comvex.convit.analysis import gates, nonlocality
 from comvex.data.sources import open_data
 from comvex.errors import UserError
 from comvex.files import read_table
 from comvex.training import plan
+from comvex.training.build import build_model
 from comvex.training.recipe import Architecture, Options, Recipe
 from comvex.training.trainer import begin_folder, train
 
@@ -106,12 +110,24 @@ def test_lost_weights_are_written_again_from_the_checkpoint_of_their_epoch(summa
     same_files(ruined_run, run, "weights/best.safetensors", "weights/last.safetensors", "metrics.csv")
 
 
+def test_damaged_weights_of_an_unfinished_run_are_written_again_too(ruined_run, tmp_path):
+    run = Path(shutil.copytree(ruined_run, tmp_path / "run"))
+    (run / "summary.json").unlink()
+    content = bytearray((run / "weights" / "best.safetensors").read_bytes())
+    content[-1] ^= 1
+    (run / "weights" / "best.safetensors").write_bytes(content)
+    train(RUINED, run)
+    same_files(ruined_run, run, "weights/best.safetensors", "metrics.csv")
+
+
 def test_weights_that_are_lost_with_their_checkpoint_are_said_to_be_before_anything_is_trained(ruined_run, tmp_path):
     run = Path(shutil.copytree(ruined_run, tmp_path / "run"))
     (run / "weights" / "best.safetensors").unlink()
     first, *_ = sorted((run / "checkpoints").iterdir())
     shutil.rmtree(first)
-    with pytest.raises(UserError, match=rf"best\.safetensors is missing, .* since {first} is missing or damaged"):
+    with pytest.raises(
+        UserError, match=rf"best\.safetensors is missing or damaged and .* since {first} is missing or damaged"
+    ):
         train(RUINED, run)
 
 
@@ -285,6 +301,14 @@ def test_a_trial_never_opens_a_test_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "open_data", guarded)
     summary = train(replace(QUICK, epochs=1, test=False), tmp_path / "run")
     assert (summary["evaluated_on"], summary["num_pictures"]) == ("val", 142)
+    trial = replace(QUICK, test=False, select="last")
+    assert "\nThe test pictures were left alone: this figure is of the validation pictures.\n" in describe_summary(
+        tmp_path, summary, trial
+    )
+    no_test_pictures = (
+        "The data have no test pictures: this figure is of the validation pictures, which chose the epoch."
+    )
+    assert no_test_pictures in describe_summary(tmp_path, summary, QUICK)
     with pytest.raises((AssertionError, TypeError)):  # the guard is one
         train(replace(QUICK, epochs=1), tmp_path / "other")
 
@@ -367,3 +391,50 @@ def test_a_folder_that_cannot_be_written_to_ends_the_run_in_a_sentence(tmp_path)
     assert "Traceback" not in done.stderr
     assert not list(out.rglob("*.unfinished")) + list(out.rglob("*.tmp"))
     assert completed(*command).returncode == 0
+
+
+def test_names_that_are_no_text_end_a_run_as_others_do(tmp_path):
+    """Such as folders that a system with another encoding has named."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/odd\xff"))
+    words = ["train", "--data", noise_folder(folder), "--steps", 1, "--model.dim", 32, "--threads", 1]
+    done = completed(*words, "--out", tmp_path / "run")
+    assert (done.returncode, "Logging error" in done.stderr) == (0, False), done.stderr
+    assert load_model(tmp_path / "run").info.figures["data"] == "odd\\xff"
+    assert "odd\\udcff" in (tmp_path / "run" / "log.txt").read_text()
+    with pytest.raises(UserError, match=r"The run folder .*odd\\xff has a name that is not UTF-8"):
+        train(QUICK, folder)
+
+
+def test_a_head_for_as_many_other_classes_is_new_and_for_the_same_classes_kept(small_run):
+    start = load_model(small_run)
+    kept = build_model(Recipe(weights=str(small_run)), open_data("digits"))
+    assert torch.equal(kept.head.weight, start.head.weight)
+    others = replace(open_data("digits"), classes=tuple("abcdefghij"))
+    new = build_model(Recipe(weights=str(small_run)), others)
+    assert not torch.equal(new.head.weight, start.head.weight)
+    assert torch.equal(new.cls_token, start.cls_token)
+
+
+def test_what_a_caller_has_set_of_pytorch_is_as_it_was_afterwards(tmp_path):
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        train(replace(QUICK, steps=1), tmp_path / "run", options=Options(threads=1))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_what_a_scheduler_tells_without_torchrun_makes_no_group(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    assert train(replace(QUICK, steps=1), tmp_path / "run")["evaluated_on"] == "test"
+
+
+def test_two_threads_do_not_train_in_one_folder(tmp_path):
+    with run_folder.locked(tmp_path / "run"):
+        with pytest.raises(UserError, match="This process is training in the run folder"):
+            train(replace(QUICK, steps=1), tmp_path / "run")
+        with pytest.raises(UserError, match="This process is training"), run_folder.locked(tmp_path / "run"):
+            pass
+    train(replace(QUICK, steps=1), tmp_path / "run")

@@ -108,7 +108,9 @@ class Train:
                 print(f"comvex: {stopped}", file=sys.stderr)
             return stopped.exit_code
         if told_rank() == 0:
-            print(json.dumps({"run": str(out), **summary}) if self.json else describe_summary(out, summary))
+            print(
+                json.dumps({"run": str(out), **summary}) if self.json else describe_summary(out, summary, self.recipe)
+            )
         return 0
 
 
@@ -126,7 +128,7 @@ def default_out(recipe: Recipe) -> Path:
     return Path("runs") / f"{Path(recipe.data).resolve().name if '/' in recipe.data else recipe.data}-{digest}"
 
 
-def describe_summary(out: Path, summary: dict[str, Any]) -> str:
+def describe_summary(out: Path, summary: dict[str, Any], recipe: Recipe) -> str:
     which = {"test": "test", "val": "validation"}[summary["evaluated_on"]]
     pictures = f"{summary['num_pictures']} {which} pictures"
     if "mean_average_precision" in summary:
@@ -142,9 +144,9 @@ def describe_summary(out: Path, summary: dict[str, Any]) -> str:
         f"{summary['seconds']:.0f} s, {summary['pictures_per_second']:.0f} pictures/s",
     ]
     if which == "validation":
-        lines.append(
-            "The data have no test pictures: this figure is of the validation pictures, which chose the weights."
-        )
+        why = "The data have no test pictures" if recipe.test else "The test pictures were left alone"
+        chose = ", which chose the epoch" if recipe.select == "best" else ""
+        lines.append(f"{why}: this figure is of the validation pictures{chose}.")
     if summary["num_unreadable"]:
         lines.append(
             f"{summary['num_unreadable']} pictures could not be read and were skipped; {out / 'log.txt'} names them."

@@ -138,7 +138,8 @@ class ConViTConfig:
     pad_to_patch: bool = False
     """True takes pictures of any size, padded with zeros on the right and bottom to whole patches."""
     global_pool: str = "token"
-    """What the head sees: "token" (the class token), "avg" (the mean of the patches), "" (all tokens)."""
+    """What the head sees: "token" (the class token, which meets the patches in the non-local layers only), "avg" (the
+    mean of the patches), "" (all tokens)."""
 
     def __post_init__(self) -> None:
         if isinstance(self.image_size, list):

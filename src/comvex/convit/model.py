@@ -505,3 +505,11 @@ def build_head(config: ConViTConfig) -> nn.Module:
     init_linear(first)
     activation: nn.Module = getattr(nn, config.pred_act_fnc_name)()
     return nn.Sequential(first, activation, nn.LayerNorm(config.dim, eps=config.norm_eps), last)
+
+
+def unwrapped(model: nn.Module) -> ConViTBackbone | None:
+    """The ConViT in a model that may be wrapped for compilation or data parallelism; None if there is none."""
+    inner: Any = model
+    while inner is not None and not isinstance(inner, ConViTBackbone):
+        inner = getattr(inner, "_orig_mod", getattr(inner, "module", None))
+    return inner

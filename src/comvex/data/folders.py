@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from rich.console import Console
 
+from comvex import run_folder
 from comvex.data.cache import read_cache, write_cache
 from comvex.data.picture_set import DataSet, PictureSet, picture_files_data
 from comvex.data.reading import SUFFIXES, printable
@@ -33,6 +34,8 @@ PART_LIKE = re.compile(
     re.IGNORECASE,
 )
 """What people call the folders of the parts; the group that matched is what they must be called."""
+OWN = (run_folder.RECIPE, "study.json")
+"""A folder that has one of these was written by comvex."""
 NUM_NAMED = 4
 """Folders that a message names, of any number."""
 
@@ -102,8 +105,9 @@ def index_folder(root: Path) -> FolderIndex:
 def scan_folder(root: Path) -> FolderIndex:
     """Look for the picture files of a folder.
 
-    Hidden files and folders are left out. Links to folders are followed if they lie in ``root`` itself, unless that
-    would lead back into it; deeper ones are not, so that loops end. A folder that cannot be opened is named in the log.
+    Hidden files and folders are left out, and folders of runs and studies with their figures. Links to folders are
+    followed if they lie in ``root`` itself, unless that would lead back into it; deeper ones are not, so that loops
+    end. A folder that cannot be opened is named in the log.
     """
     files: list[str] = []
     folders: dict[str, tuple[int, int]] = {}
@@ -125,6 +129,8 @@ def walk(root: Path, folder: str, *, outside: Path | None) -> Iterator[tuple[str
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         LOGGER.warning("The folder %s cannot be read and is left out: %s.", printable(path), error.strerror)
+        return
+    if folder and any(entry.name in OWN for entry in entries):
         return
     prefix = f"{folder}/" if folder else ""
     inside, files = [], []
@@ -194,7 +200,7 @@ def folder_data(root: Path, *, split_seed: int) -> DataSet:
         in_test = pictures.share(0.2, seed=split_seed)
         train, parts = pictures.where(~in_test), {"test": pictures.where(in_test)}
     data = picture_files_data(
-        root.resolve().name, tuple(printable(name) for name in classes), train=train, val=parts.get("val"),
+        printable(root.resolve().name), tuple(printable(name) for name in classes), train=train, val=parts.get("val"),
         test=parts.get("test"),
     )  # fmt: skip
     notes = () if index.has_parts_alone or not index.nested else (note_nested(index),)

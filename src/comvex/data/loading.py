@@ -218,21 +218,24 @@ def training_loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        worker_init_fn=pass_over_first_sigterm,
+        worker_init_fn=leave_signals_to_parent,
     )
 
 
-def pass_over_first_sigterm(worker: int) -> None:
-    """Let a loader process end at the second SIGTERM only.
+def leave_signals_to_parent(worker: int) -> None:
+    """Let a loader process pass over Ctrl-C, SIGUSR1 and the first SIGTERM.
 
-    The first may be that of a queue or a shell to all processes of a run, which needs its pictures to finish the step.
-    Where PyTorch and Python end a loader process that hangs, they send one each.
+    A terminal, a queue or a shell sends them to all processes of a run, which needs its pictures to finish the step.
+    Where PyTorch and Python end a loader process that hangs, they send a SIGTERM each.
     """
 
     def receive(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, receive)
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):  # Windows has the first alone
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def evaluation_loader(
@@ -242,6 +245,7 @@ def evaluation_loader(
     channels: int,
     batch_size: int,
     workers: int,
+    pin_memory: bool = False,
     rank: int = 0,
     num_ranks: int = 1,
 ) -> DataLoader[Sample]:
@@ -254,5 +258,6 @@ def evaluation_loader(
         sampler=own,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=pass_over_first_sigterm,
+        pin_memory=pin_memory,
+        worker_init_fn=leave_signals_to_parent,
     )

@@ -155,6 +155,8 @@ def read_source(name: str, *, split_seed: int) -> DataSet:
         "imagenet-1k": lambda: imagenet(cache_folder() / "imagenet-1k"),
     }
     check_name(name)
+    if not 0 <= split_seed < 2**32:
+        raise UserError(f"split_seed is {split_seed}: it must lie in [0, 2**32).")
     if name == "digits":
         return digits(split_seed=split_seed)
     if name in known:

@@ -57,7 +57,7 @@ def evaluate(
         for batch in batches:
             unreadable += batch.unreadable
             if len(batch.labels):
-                logits = model(batch.pictures.to(device)).float().cpu()
+                logits = model(batch.pictures.to(device, non_blocking=True)).float().cpu()
                 loss += float(task.loss(logits.double(), batch.labels)) * len(batch.labels)
                 tally.add(logits, batch.labels)
                 num_pictures += len(batch.labels)

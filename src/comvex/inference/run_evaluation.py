@@ -205,6 +205,7 @@ def evaluate_parts(
             channels=preprocessing.channels,
             batch_size=batch_size,
             workers=workers,
+            pin_memory=predictor.device.type == "cuda",
             rank=rank,
             num_ranks=num_ranks,
         )

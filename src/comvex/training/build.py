@@ -51,6 +51,8 @@ def build_config(architecture: Architecture, data: DataSet) -> ConViTConfig:
             f"channels is {architecture.channels}: pictures of 8 bits are read with 1 (grey) or 3 (RGB) channels."
         )
     given["num_classes"] = len(data.classes)
+    if architecture.num_nonlocal_layers == 0:
+        given["global_pool"] = "avg"  # the class token would not meet the picture
     if architecture.preset is not None:
         return ConViTConfig.from_preset(architecture.preset, **given)
     dim = architecture.dim if architecture.dim is not None else SMALL_DIM
@@ -104,7 +106,7 @@ def settle(recipe: Recipe, data: DataSet) -> Recipe:
 
 
 def build_model(recipe: Recipe, data: DataSet) -> ConViTWithLinearClassifier:
-    """The model that training starts from: the given weights with a head for the data's classes, or a new one.
+    """The model that training starts from: a new one or that of the given weights, with a new head for other classes.
 
     Raises ``ValueError`` if the weights cannot be had, or something does not fit.
     """
@@ -114,7 +116,10 @@ def build_model(recipe: Recipe, data: DataSet) -> ConViTWithLinearClassifier:
     asked = dataclasses.asdict(recipe.model)
     names = {"channels": "image_channel"}
     changes = {names.get(name, name): asked[name] for name in ADAPTABLE if asked[name] is not None}
-    return load_model(recipe.weights, num_classes=len(data.classes), **changes)
+    model = load_model(recipe.weights, num_classes=len(data.classes), **changes)
+    if model.info is not None and model.info.labels not in ((), data.classes):
+        model.reset_classifier(len(data.classes))  # as many classes, but others
+    return model
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

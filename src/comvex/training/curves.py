@@ -17,16 +17,17 @@ HEAD_PANELS = {
 """Columns of heads.csv that are drawn: title and unit of each."""
 
 
-def draw_curves(history: Rows, best: dict[str, Any], file: Path, *, task: Task, title: str) -> None:
+def draw_curves(history: Rows, best: dict[str, Any], file: Path, *, task: Task, title: str, targets: str = "") -> None:
     """Loss, the task's criterion, learning rate and gradient norm over the epochs.
 
-    ``history`` has the rows of metrics.csv, of which one is best.
+    ``history`` has the rows of metrics.csv, of which one is best; ``targets`` says what was done to the labels that
+    the training loss is of.
     """
     with new_figure(file, size=(11, 3.5)) as figure:
         axes = figure.subplot_mosaic(
             [["loss", "merit", "rate"], ["loss", "merit", "norm"]], width_ratios=(1, 1, 0.8)
         )  # fmt: skip
-        draw_column(axes["loss"], history, "train_loss", BLUE, label="training (smoothed labels)")
+        draw_column(axes["loss"], history, "train_loss", BLUE, label=f"training ({targets})" if targets else "training")
         draw_column(axes["loss"], history, "val_loss", VERMILION, label="validation")
         axes["loss"].set(title=task.loss_name, xlabel="epoch", ylabel="nats", ylim=(0, None))
         axes["loss"].legend()

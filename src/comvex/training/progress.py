@@ -67,7 +67,7 @@ def log_to(file: Path, *, before: Sequence[logging.LogRecord], enabled: bool) ->
     if not enabled:
         yield
         return
-    file_handler = logging.FileHandler(file, encoding="utf-8")
+    file_handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
     file_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     screen_handler = logging.StreamHandler()
     screen_handler.setLevel(logging.INFO if Console(stderr=True).is_terminal else logging.DEBUG)

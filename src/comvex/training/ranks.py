@@ -43,7 +43,12 @@ class Ranks:
 
 def told_rank() -> int:
     """The rank that torchrun gave this process; 0 for one that was started alone."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if is_torchruns() else 0
+
+
+def is_torchruns() -> bool:
+    """Whether torchrun started this process; some schedulers set a part of the names by which it tells."""
+    return os.environ.keys() >= {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
 
 
 @contextmanager
@@ -53,7 +58,7 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
     Tensors on the CPU travel over gloo, those on CUDA over NCCL; each process of a machine takes the GPU of its local
     rank. Raises ``ValueError`` if there are fewer GPUs than processes, or for MPS, which is one device.
     """
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+    if not is_torchruns() or dist.is_initialized():
         # inside another program that has set up its own group, or alone
         yield Ranks(*place_and_number())
         return

@@ -8,7 +8,7 @@ import math
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from comvex.data.augmentation import Augmentation
 from comvex.errors import UserError
@@ -19,6 +19,10 @@ SHOWN = 80_000
 
 ADAPTABLE = ("image_size", "patch_size", "channels", "drop_path", "attention_dropout")
 """What can be chosen of the model when it starts from given weights."""
+
+Balance = Literal["none", "loss", "sampling"]
+Precision = Literal["float32", "bfloat16", "float16"]
+Select = Literal["best", "last"]
 
 
 @dataclass(frozen=True)
@@ -85,13 +89,13 @@ class Recipe:
     choose a recipe, so that the test has chosen nothing."""
     split_seed: int = 0
     """Decides which pictures are kept for training, validation and, where the data leave it open, the test."""
-    balance: Literal["none", "loss", "sampling"] = "none"
+    balance: Balance = "none"
     """For classes of uneven size. loss: a rare class counts more in the loss. sampling: its pictures are shown more
     often, so that all classes are seen equally often. Multi-label: loss only."""
     weights: Annotated[str | None, DEFAULT_TOLD] = None
     """Weights to start from: a file (ours, timm's or the official repository's), a run folder, a published name or a
-    Hub id. The model is then theirs, with a new head; --model.image-size, --model.patch-size and --model.channels adapt
-    it. Default: none, initialised as the paper says."""
+    Hub id. The model is then theirs, with a new head unless its classes are those of the data; --model.image-size,
+    --model.patch-size and --model.channels adapt it. Default: none, initialised as the paper says."""
     model: Architecture = field(default_factory=Architecture)
     augment: Augmentation = field(default_factory=Augmentation)
     epochs: Annotated[int | None, DEFAULT_TOLD] = None
@@ -132,11 +136,11 @@ class Recipe:
     ema_decay: Annotated[float | None, DEFAULT_TOLD] = None
     """Share that the average of the weights keeps at each step; validation, test and the saved weights are then the
     averaged ones. It starts lower and rises. Default: no average."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     """Numbers of forward and backward; the weights stay float32. float16 scales its loss."""
     patience: Annotated[int | None, DEFAULT_TOLD] = None
     """Stop when that many epochs in a row were not the best in validation. Default: never."""
-    select: Literal["best", "last"] = "best"
+    select: Select = "best"
     """Which epoch's weights are kept as the run's and tested: the best in validation, or the last. Where few pictures
     are left for validation, the best is the luckiest of many epochs; last needs no luck, and no patience."""
     seed: int = 0
@@ -158,8 +162,10 @@ class Recipe:
         for name in ("ema_decay", "layer_decay"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must lie in (0, 1].")
-        if self.select not in ("best", "last"):
-            raise UserError(f"select is {self.select!r}: it must be best or last.")
+        for name, choices in (("balance", Balance), ("precision", Precision), ("select", Select)):
+            *others, last = get_args(choices)
+            if getattr(self, name) not in (*others, last):
+                raise UserError(f"{name} is {getattr(self, name)!r}: it must be {', '.join(others)} or {last}.")
         if self.select == "last" and self.patience is not None:
             raise UserError(
                 f"patience is {self.patience}: it waits for the best epoch, so select must be best, not last."

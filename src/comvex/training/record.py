@@ -15,7 +15,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from comvex import run_folder
-from comvex.convit.weights import WeightsInfo, add_figures, save_weights
+from comvex.convit.weights import WeightsInfo, add_figures, read_weights, save_weights
 from comvex.errors import UserError
 from comvex.files import read_table, write_table, write_text
 from comvex.inference.evaluate import Evaluation
@@ -32,6 +32,7 @@ from comvex.training.checkpoint import (
 from comvex.training.curves import draw_curves, draw_heads
 from comvex.training.plan import Plan
 from comvex.training.ranks import Ranks
+from comvex.training.recipe import Recipe
 from comvex.training.step import Learner, StepResult
 
 LOGGER = logging.getLogger(__name__)
@@ -94,8 +95,13 @@ class RunRecord:
         checkpoint, problems = load_latest(self.out / run_folder.CHECKPOINTS)
         for problem in problems:
             LOGGER.warning("%s The checkpoint before it is used.", problem)
-        self.ranks.wait()  # nobody still reads what the first process is about to remove
         step = checkpoint.step if checkpoint else 0
+        steps = self.ranks.gather(step)  # and nobody still reads what the first process is about to remove
+        if len(set(steps)) > 1:
+            raise UserError(
+                f"The processes of the run see different checkpoints in {self.out} (of steps "
+                f"{', '.join(map(str, steps))}): the run folder must lie on a disk that all machines share."
+            )
         if self.ranks.first:
             remove_unfinished(self.out / run_folder.CHECKPOINTS)
             set_damaged_aside(self.out / run_folder.CHECKPOINTS, after=step)
@@ -111,8 +117,11 @@ class RunRecord:
                 "they were, choose another --out, or --overwrite to start again."
             )
         self.history, self.timing = state["history"], state["timing"]
-        if self.ranks.first and self.history and not (self.out / run_folder.BEST_WEIGHTS).exists():
-            self.restore_weights(learner)
+        if self.ranks.first and self.history:
+            try:
+                read_weights(self.out / run_folder.BEST_WEIGHTS)
+            except UserError as error:
+                self.restore_weights(learner, error)
         learner.load(checkpoint.tensors, state["learner"])
         self.heads = read_heads(self.out / run_folder.HEADS, epochs=len(self.history))
         self.unreadable = dict.fromkeys(state["unreadable"])
@@ -126,7 +135,7 @@ class RunRecord:
             )  # fmt: skip
         return step, share_of_sums([EpochSums(**values) for values in state["sums"]], self.ranks)
 
-    def restore_weights(self, learner: Learner) -> None:
+    def restore_weights(self, learner: Learner, lost: UserError) -> None:
         """Write lost weights again, from the checkpoint of their epoch, whose state the learner then has.
 
         Raises ``ValueError`` if that is lost as well.
@@ -137,12 +146,12 @@ class RunRecord:
             of_epoch = load_checkpoint(checkpoint)
         except UserError as error:
             raise UserError(
-                f"{self.out / name} is missing, and it cannot be written again, since {checkpoint} is missing or "
-                "damaged: --overwrite starts the run again."
+                f"{self.out / name} is missing or damaged and cannot be written again, since {checkpoint} is missing "
+                "or damaged: --overwrite starts the run again."
             ) from error
         learner.load(of_epoch.tensors, of_epoch.state["learner"])
         self.save_weights(learner, name, row)
-        LOGGER.warning("%s was missing: it is written again from the checkpoint of step %d.", name, row["step"])
+        LOGGER.warning("%s It is written again from the checkpoint of step %d.", lost, row["step"])
 
     def save_checkpoint(self, learner: Learner, sums: EpochSums, *, step: int) -> None:
         all_sums = self.ranks.gather(dataclasses.asdict(sums))
@@ -305,7 +314,10 @@ class RunRecord:
                 {**scores, "test_loss": evaluation.loss, "test_pictures": evaluation.num_pictures},
             )
         title = f"{self.out.name}: {self.data.name}"
-        draw_curves(self.history, self.selected(), self.out / "curves.png", task=self.task, title=title)
+        draw_curves(
+            self.history, self.selected(), self.out / "curves.png", task=self.task, title=title,
+            targets=targets_in_words(self.recipe),
+        )  # fmt: skip
         if self.heads:
             draw_heads(self.heads, self.out / "heads.png", title=title)
         write_text(self.out / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
@@ -314,6 +326,13 @@ class RunRecord:
     def close(self) -> None:
         if self.board is not None:
             self.board.close()
+
+
+def targets_in_words(recipe: Recipe) -> str:
+    """How the targets of training differ from the labels, "" if they do not."""
+    mixed = ["mixed"] if recipe.mixup or recipe.cutmix else []
+    smoothed = ["smoothed"] if recipe.label_smoothing else []
+    return f"{', '.join(mixed + smoothed)} labels" if mixed + smoothed else ""
 
 
 def share_of_sums(sums: list[EpochSums], ranks: Ranks) -> EpochSums:

@@ -97,7 +97,8 @@ class Learner:
         is that of two empty pictures.
         """
         devices = [torch.cuda.current_device()] if self.device.type == "cuda" else None
-        running = DistributedDataParallel(self.model, device_ids=devices)
+        # Buffers are constants, the same in every process: to send them around would take a call a step
+        running = DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
         like = next(self.model.parameters())
         running(like.new_zeros(2, *self.image_shape)).sum().backward()
         self.optimizer.zero_grad(set_to_none=True)
@@ -128,7 +129,9 @@ class Learner:
         self.scaler.unscale_(self.optimizer)
         clip_norm = math.inf if self.recipe.clip_norm is None else self.recipe.clip_norm
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
-        checked = loss_sum if self.scaler.is_enabled() else loss_sum + norm  # a scaled gradient may overflow: skipped
+        # A scaled gradient may overflow: the step is skipped and the scale halved, until that cannot be the cause
+        may_overflow = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+        checked = loss_sum if may_overflow else loss_sum + norm
         if not math.isfinite(checked.item()):
             raise NotFiniteError(loss_sum.item() / max(1, num_own), norm.item())
         self.scaler.step(self.optimizer)

@@ -23,6 +23,7 @@ from comvex.convit.weights import load_model
 from comvex.data.balance import sampling_weights
 from comvex.data.batch_augmentation import BatchAugmentation
 from comvex.data.loading import Batch, Sample, StepOrder, TrainingPictures, evaluation_loader, training_loader
+from comvex.data.reading import printable
 from comvex.data.sources import PictureSet
 from comvex.data.training_transforms import training_transform
 from comvex.device import choose_device
@@ -81,6 +82,8 @@ def train(recipe: Recipe, out: Path, *, options: Options | None = None) -> dict[
 def machine_settings(options: Options, device: torch.device) -> Iterator[None]:
     """Within it PyTorch computes with the threads, and as deterministically, as the options say."""
     threads, cudnn = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    strict = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if options.deterministic and device.type == "cuda":
@@ -92,7 +95,7 @@ def machine_settings(options: Options, device: torch.device) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.backends.cudnn.deterministic = cudnn
-        torch.use_deterministic_algorithms(False)
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
 
 
 def carry_out(plan: Plan, out: Path, stop: StopRequest) -> dict[str, Any]:
@@ -211,6 +214,7 @@ def part_loader(plan: Plan, part: str, *, batch_size: int = 256) -> DataLoader[S
         channels=plan.preprocessing.channels,
         batch_size=batch_size,
         workers=num_workers(pictures, plan.options),
+        pin_memory=plan.device.type == "cuda",
         rank=plan.ranks.rank,
         num_ranks=plan.ranks.num,
     )
@@ -242,8 +246,11 @@ def num_workers(pictures: PictureSet, options: Options) -> int:
 def check_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
     """Make sure that a run may use this folder.
 
-    Raises ``ValueError`` if it holds something else (always) or another recipe (without ``overwrite``).
+    Raises ``ValueError`` if it holds something else (always) or another recipe (without ``overwrite``), or has a name
+    that is not UTF-8, which TensorBoard cannot write to.
     """
+    if printable(out) != str(out):
+        raise UserError(f"The run folder {printable(out)} has a name that is not UTF-8: choose another --out.")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: --out must be a new folder or a run folder.")
     # A run that was killed at its very beginning leaves its lock and a half-written recipe

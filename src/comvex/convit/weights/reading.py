@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from comvex.convit.adapt import adapt
 from comvex.convit.config import HEAD_FIELDS, ConViTConfig
-from comvex.convit.model import ConViTBackbone, ConViTWithLinearClassifier
+from comvex.convit.model import ConViTBackbone, ConViTWithLinearClassifier, unwrapped
 from comvex.convit.published import find_weights
 from comvex.convit.shapes import UnknownArchitectureError, check_shapes, infer_config, mismatch
 from comvex.convit.weights.config_file import (
@@ -118,9 +118,11 @@ def read_foreign(file: Path, content: Mapping[str, Any] | None, *, config: ConVi
 
 
 def load_weights(
-    model: ConViTBackbone, source: str | Path, *, config: ConViTConfig | None = None, ema: bool = False
+    model: nn.Module, source: str | Path, *, config: ConViTConfig | None = None, ema: bool = False
 ) -> LoadReport:
     """Put the weights of ``source`` (see ``read_weights``) into a model, adapting what may differ.
+
+    A model wrapped for compilation or data parallelism is unwrapped.
 
     Another grid: the position embedding is resampled. Another patch size or other input channels: the patch projection
     is, by timm's rules. Other classes: the model keeps its own head. Each is a line of the report, and of the log; so
@@ -130,11 +132,14 @@ def load_weights(
     another number of heads; the model is then as it was. ``config`` is needed where neither the file's shapes nor the
     model tell the architecture of the file.
     """
+    inner = unwrapped(model)
+    if inner is None:
+        raise UserError(f"A {type(model).__name__} is no ConViT: weights of one cannot be put into it.")
     try:
         weights = read_weights(source, config=config, ema=ema)
     except UnknownArchitectureError:
-        weights = read_weights(source, config=model.config, ema=ema)
-    return put_weights(model, weights)
+        weights = read_weights(source, config=inner.config, ema=ema)
+    return put_weights(inner, weights)
 
 
 def put_weights(model: ConViTBackbone, weights: Weights) -> LoadReport:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from comvex.convit.config import ConViTConfig
-from comvex.convit.model import ConViTBackbone
+from comvex.convit.model import unwrapped
 from comvex.convit.published import WEIGHTS_NAME
 from comvex.convit.shapes import check_shapes
 from comvex.convit.weights.config_file import FORMAT, has_entry, other_entries, write_entries, write_entry
@@ -44,11 +44,9 @@ def save_weights(
     Raises ``ValueError`` for what is no ConViT or was pruned to what no config describes, a layout that has no place
     for the architecture, or a config.json beside the file that is damaged or not comvex's.
     """
-    inner: Any = model
-    while not isinstance(inner, ConViTBackbone):
-        inner = getattr(inner, "_orig_mod", getattr(inner, "module", None))
-        if inner is None:
-            raise UserError(f"A {type(model).__name__} is no ConViT: its weights cannot be saved as one.")
+    inner = unwrapped(model)
+    if inner is None:
+        raise UserError(f"A {type(model).__name__} is no ConViT: its weights cannot be saved as one.")
     config = inner.config
     if info is None:
         known: WeightsInfo | None = getattr(inner, "info", None)
