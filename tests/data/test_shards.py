@@ -168,6 +168,12 @@ def test_in_a_pattern_only_stars_and_braces_stand_for_something_else(tmp_path, p
     assert shards.find_shards(f"{tmp_path}/{pattern}") == {"train": [tmp_path / name for name in names]}
 
 
+def test_a_name_that_looks_like_markup_is_a_name(tmp_path):
+    (tmp_path / "m[").mkdir()
+    write_shard(tmp_path / "m[" / "b].tar", samples(range(20)))
+    assert open_data(f"wds/{tmp_path}/m[/b].tar").classes == ("0", "1")
+
+
 def test_what_is_no_shard_is_refused(tmp_path):
     (tmp_path / "x.tar").write_text("no tar file at all, but long enough for one block" * 20)
     with pytest.raises(UserError, match=r"x\.tar cannot be read as a tar file"):

@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from comvex.data.cache import read_cache, write_cache
 from comvex.data.picture_set import DataSet, PictureSet, picture_files_data
@@ -107,7 +108,7 @@ def scan_folder(root: Path) -> FolderIndex:
     """
     files: list[str] = []
     folders: dict[str, tuple[int, int]] = {}
-    looking = f"looking for pictures in {printable(root)}"
+    looking = f"looking for pictures in {escape(printable(root))}"
     with Console(stderr=True).status(looking) as status:  # shown in a terminal only
         for folder, known, names in walk(root, "", outside=root.resolve()):
             folders[folder] = known

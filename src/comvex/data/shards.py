@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from comvex.data.cache import read_cache, write_cache
 from comvex.data.folders import first_few
@@ -141,7 +142,8 @@ def index_shard(shard: Path) -> list[tuple[ShardPicture, str]]:
     key = f"{shard.resolve()} {status.st_size} {status.st_mtime_ns}"
     members = read_cache("shards", key)
     if members is None:
-        with Console(stderr=True).status(f"looking for pictures in {printable(shard)}"):  # shown in a terminal only
+        looking = f"looking for pictures in {escape(printable(shard))}"
+        with Console(stderr=True).status(looking):  # shown in a terminal only
             members = scan_shard(shard)
         if len(members) >= SMALLEST_CACHED:
             write_cache("shards", key, members)
