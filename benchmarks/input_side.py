@@ -17,11 +17,8 @@ import functools
 import json
 import math
 import os
-import platform
 import resource
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -34,6 +31,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, features
+from recording import command
 from sklearn.datasets import load_sample_images
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
@@ -42,6 +40,8 @@ from torchvision import transforms as T
 from torchvision.transforms import v2
 
 from comvex.allocator import keep_freed_memory
+from comvex.bench.machine import describe_in_words, describe_machine
+from comvex.bench.report import spread, table
 from comvex.convit import ConViTConfig, ConViTWithLinearClassifier
 from comvex.data.augmentation import Augmentation
 from comvex.data.batch_augmentation import BatchAugmentation
@@ -53,7 +53,6 @@ from comvex.data.reading import ReducibleJpeg, read_picture, read_reducible
 from comvex.data.training_transforms import ERASED_SCALE, erasing_probability, flip_probability, training_transform
 from comvex.data.transforms import Preprocessing, ToNormalizedTensor
 from comvex.preprocessing import IMAGENET_CROP_PCT, IMAGENET_MEAN, IMAGENET_STD
-from comvex.processor import processor_name
 from comvex.randomness import seeded
 from comvex.training.recipes import RECIPES
 
@@ -448,41 +447,29 @@ def measure(folder: Path, *, rounds: int, share: float) -> dict[str, Any]:
     return report
 
 
-def describe(command: Sequence[str]) -> dict[str, Any]:
+def describe() -> dict[str, Any]:
     """Where and with what it is measured."""
-    packages = ("comvex", "torch", "torchvision", "timm", "pillow", "numpy")
-    return {
-        "date": time.strftime("%Y-%m-%d %H:%M"),
-        "processor": processor_name(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in packages} | {"libjpeg-turbo": jpeg_version()},
-        "command": shlex.join(["python", *command]),
-    }
+    machine = describe_machine(threads=torch.get_num_threads(), device=torch.device("cpu"))
+    decoders = {package: version(package) for package in ("torchvision", "pillow", "numpy")}
+    machine["versions"] |= decoders | {"libjpeg-turbo": jpeg_version()}
+    return machine | {"load": os.getloadavg()[0], "command": command()}
 
 
 def jpeg_version() -> str:
     return str(features.version("libjpeg_turbo") or features.version("jpg"))
 
 
-def spread(values: Sequence[float]) -> str:
-    low, middle, high = values
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+def in_words(found: Sequence[float]) -> str:
+    """Quartiles in a cell of a table."""
+    low, median, high = found
+    return spread({"median": median, "low": low, "high": high}, form=".2f")
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
     """The report for readers: ratios first."""
     machine, rounds = report["machine"], report["rounds"]
     rows = [
-        (row["pictures"], row["transform"], row["way"], spread(row["times_comvex"]), f"{row['cpu_ms']:.3f}",
+        (row["pictures"], row["transform"], row["way"], in_words(row["times_comvex"]), f"{row['cpu_ms']:.3f}",
          f"{row['pictures_per_cpu_second']:.0f}")
         for row in report["rows"]
     ]  # fmt: skip
@@ -491,7 +478,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         for row in report["evaluation_differences"]
     ]
     staged = [
-        (row["pictures"], row["transform"], *(spread(row[stage]) for stage in STAGES)) for row in report["stages"]
+        (row["pictures"], row["transform"], *(in_words(row[stage]) for stage in STAGES)) for row in report["stages"]
     ]
     apart = [
         (row["pictures"], row["transform"], row["reduction"], row["num"], f"{row['largest']:.0f}",
@@ -504,21 +491,15 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         for row in report["loader"]
     ]  # fmt: skip
     step = [
-        (row["pictures"], f"{row['cpu_ms']:.1f}", f"{1000 / row['cpu_ms']:.1f}", spread(row["input_share"]))
+        (row["pictures"], f"{row['cpu_ms']:.1f}", f"{1000 / row['cpu_ms']:.1f}", in_words(row["input_share"]))
         for row in report["step"]
     ]
     kilobytes = ", ".join(f"{row['pictures']} {row['kilobytes']:.0f} kB" for row in report["files"])
-    packages = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    where = (
-        f"{machine['date']}, {machine['processor']} ({machine['cpu_capability']}), {machine['cores']} cores with a "
-        f"load of {machine['load']:.1f} at the start, {machine['threads']} thread, Python {machine['python']}, "
-        f"{packages}."
-    )
     return "\n\n".join(
         [
             "# The input side, measured",
             f"`{machine['command']}`",
-            where,
+            f"{describe_in_words(machine)} The load at the start was {machine['load']:.1f}.",
             f"CPU time of one process with one thread; medians of {rounds} rounds in turn, quartiles in brackets; "
             f"files of quality {QUALITY}: {kilobytes}; {SIDE} x {SIDE} pixels for the model.",
             "## The ways",
@@ -560,7 +541,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "The image decoding", DeprecationWarning)
     rounds, share = (2, 0.05) if options.quick else (options.rounds, options.share)
-    machine = describe([Path(sys.argv[0]).as_posix(), *sys.argv[1:]])
+    machine = describe()
     with tempfile.TemporaryDirectory() as folder:
         report = measure(Path(folder), rounds=rounds, share=share)
     report = {"machine": machine, "rounds": rounds, **report}

@@ -232,8 +232,8 @@ def test_what_cannot_be_measured_is_said(monkeypatch):
     with pytest.raises(UserError, match="precision is 'int4': it must be one of"):
         plan_of(tiny(), precisions=("int4",))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "nncf" else object())
-    with pytest.raises(UserError, match=r"package nncf is not installed: pip install 'comvex\[export\]'"):
+    with pytest.raises(UserError, match=r"precision 'int8' needs the package nncf, .* 'comvex\[export\]' brings it"):
         plan_of(tiny(), runtimes=("openvino",), precisions=("int8",))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"runtime is 'openvino', but .* pip install 'comvex\[export\]'"):
+    with pytest.raises(UserError, match=r"runtime 'openvino' needs the package openvino, which is not installed"):
         plan_of(tiny(), runtimes=("openvino",))

@@ -342,3 +342,10 @@ def test_links_that_lead_to_each_other_are_left_out(tmp_path):
     data = open_data(str(root))
     assert data.classes == ("cat", "dog")
     assert {file.name for file in all_files(data)} <= {*(f"{index}.png" for index in range(20)), "circle.jpg"}
+
+
+def test_a_name_that_looks_like_markup_is_a_name(tmp_path):
+    root = tmp_path / "m[" / "b]"
+    for name in ("cat", "dog"):
+        write_pictures(root / name, 20)
+    assert open_data(str(root)).classes == ("cat", "dog")

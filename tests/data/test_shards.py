@@ -120,6 +120,8 @@ def test_a_damaged_picture_is_named_and_others_are_read(tmp_path):
     [
         ([("1.png", b""), ("2.png", b""), ("2.cls", b"1")], "The sample 1 of the shard .* has no label"),
         ([("1.png", b""), ("1.jpg", b""), ("1.cls", b"1")], "The sample 1 of the shard .* has two pictures"),
+        ([("1.png", b""), ("1.cls", b"1"), ("1.json", b'{"label": 2}')], "The sample 1 .* has two labels, '1' and '2'"),
+        ([("1.png", b""), ("1.json", b'{"label": 2}'), ("1.cls", b"1")], "The sample 1 .* has two labels, '2' and '1'"),
         ([("1.png", b""), ("1.cls", b"1")], "have pictures of 1 class: at least two"),
         ([("1.png", b""), ("1.json", b"{")], "cannot be read as a tar file|has no label|cannot be read"),
         ([], "have pictures of 0 class"),
@@ -130,6 +132,46 @@ def test_shards_that_cannot_be_trained_on_are_refused_by_name(tmp_path, members,
     with pytest.raises(UserError, match=message) as caught:
         open_data(f"wds/{tmp_path}/a.tar")
     assert "a.tar" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b'{"caption": "x"}', b'{"label": null}', b'{"label": 1}', b"[]"])
+def test_json_beside_cls_may_lack_the_label_or_repeat_it(tmp_path, content):
+    cls, described = ("1.cls", b"1"), ("1.json", content)
+    for members in ([cls, described], [described, cls]):
+        write_shard(tmp_path / "a.tar", [("1.png", encoded(1)), *members])
+        assert [label for _, label in shards.index_shard(tmp_path / "a.tar")] == ["1"]
+
+
+def test_shards_that_are_named_and_missing_are_told(tmp_path):
+    for shard in (0, 2):
+        write_shard(tmp_path / f"pets-{shard:03d}.tar", samples(range(4 * shard, 4 * shard + 4)))
+    with pytest.raises(UserError, match=r"^2 of the 4 shards .* are missing: .*pets-001\.tar, .*pets-003\.tar\.$"):
+        open_data(f"wds/{tmp_path}/pets-{{000..003}}.tar")
+    with pytest.raises(UserError, match=r"^98 of the 100 shards .* are missing: .*pets-005\.tar and 94 more\.$"):
+        open_data(f"wds/{tmp_path}/pets-{{000..099}}.tar")
+    with pytest.raises(UserError, match=r"^1 of the 2 shards .* are missing: .*dogs-\*\.tar\.$"):
+        open_data(f"wds/{tmp_path}/{{pets,dogs}}-*.tar")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("odd[1].tar", ["odd[1].tar"]),
+        ("odd[1]*.tar", ["odd[1].tar"]),
+        ("o{dd,ther}[1].tar", ["odd[1].tar", "other[1].tar"]),
+        ("o*1*.tar", ["odd1.tar", "odd[1].tar", "other[1].tar"]),
+    ],
+)
+def test_in_a_pattern_only_stars_and_braces_stand_for_something_else(tmp_path, pattern, names):
+    for name in ("odd[1].tar", "other[1].tar", "odd1.tar"):
+        (tmp_path / name).touch()
+    assert shards.find_shards(f"{tmp_path}/{pattern}") == {"train": [tmp_path / name for name in names]}
+
+
+def test_a_name_that_looks_like_markup_is_a_name(tmp_path):
+    (tmp_path / "m[").mkdir()
+    write_shard(tmp_path / "m[" / "b].tar", samples(range(20)))
+    assert open_data(f"wds/{tmp_path}/m[/b].tar").classes == ("0", "1")
 
 
 def test_what_is_no_shard_is_refused(tmp_path):

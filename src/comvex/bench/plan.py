@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from comvex.bench.names import (
 )
 from comvex.convit.config import ConViTConfig, check_integer
 from comvex.errors import UserError
+from comvex.inference.programs import check_installed
 
 PACKAGES = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino", "onnx", "onnxscript")}
 FEWEST_ROUNDS = 7
@@ -93,7 +93,7 @@ def make_plan(
     check_list("against", against, may_be_empty=True)
     for runtime in runtimes:
         check_known("runtime", runtime, Runtime)
-        check_installed(packages_of([runtime]), what=f"runtime is {runtime!r}")
+        check_installed(packages_of([runtime]), what=f"runtime {runtime!r}")
     for precision in precisions:
         check_known("precision", precision, Precision)
     contestants: list[Contestant] = ["convit", *against]
@@ -102,7 +102,7 @@ def make_plan(
     for mode, runtime, precision in itertools.product(modes, runtimes, precisions):
         reason = why_impossible(mode, runtime, precision)
         if reason is None:
-            check_installed(packages_of([runtime], [precision]), what=f"precision is {precision!r}")
+            check_installed(packages_of([runtime], [precision]), what=f"precision {precision!r}")
             forms[mode] += [Form(contestant, runtime, precision) for contestant in contestants]
         else:
             reasons[reason] = None
@@ -152,11 +152,3 @@ def check_list(name: str, values: Sequence[object], *, may_be_empty: bool = Fals
 def check_known(name: str, value: str, allowed: object) -> None:
     if value not in get_args(allowed):
         raise UserError(f"{name} is {value!r}: it must be one of {', '.join(get_args(allowed))}.")
-
-
-def check_installed(packages: Iterable[str], *, what: str) -> None:
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise UserError(
-                f"{what}, but the package {package} is not installed: pip install 'comvex[export]' brings it."
-            )

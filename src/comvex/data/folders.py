@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from comvex import run_folder
 from comvex.data.cache import read_cache, write_cache
@@ -111,7 +112,7 @@ def scan_folder(root: Path) -> FolderIndex:
     """
     files: list[str] = []
     folders: dict[str, tuple[int, int]] = {}
-    looking = f"looking for pictures in {printable(root)}"
+    looking = f"looking for pictures in {escape(printable(root))}"
     with Console(stderr=True).status(looking) as status:  # shown in a terminal only
         for folder, known, names in walk(root, "", outside=root.resolve()):
             folders[folder] = known

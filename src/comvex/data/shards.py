@@ -6,6 +6,7 @@ training is a function of (seed, epoch) here too, which streaming through the sh
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 import logging
@@ -18,8 +19,10 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from comvex.data.cache import read_cache, write_cache
+from comvex.data.folders import first_few
 from comvex.data.picture_set import DataSet, PictureSet, picture_files_data
 from comvex.data.reading import SUFFIXES, printable
 from comvex.errors import UserError
@@ -62,7 +65,8 @@ def shard_data(pattern: str, *, split_seed: int) -> DataSet:
     is the test set. A sample is a picture and a member ``cls`` with the number or name of its class (or ``json`` with
     the key "label"). Numbers are named by the lines of ``classes.txt`` beside the shards, if it is there.
 
-    Raises ``ValueError`` if there are no shards, one is damaged, or a sample has no label or two.
+    Raises ``ValueError`` if there are no shards, one that is named is missing, one is damaged, or a sample has no label
+    or two different ones.
     """
     parts = find_shards(pattern)
     samples = {part: [sample for shard in shards for sample in index_shard(shard)] for part, shards in parts.items()}
@@ -79,7 +83,10 @@ def shard_data(pattern: str, *, split_seed: int) -> DataSet:
 
 
 def find_shards(pattern: str) -> dict[str, list[Path]]:
-    """The shards of each part, sorted; raises ``ValueError`` if there are none for training."""
+    """The shards of each part, sorted.
+
+    Raises ``ValueError`` if there are none for training, or a name that the pattern stands for is that of none.
+    """
     folder = Path(pattern)
     if folder.is_dir():
         found = {
@@ -91,19 +98,27 @@ def find_shards(pattern: str) -> dict[str, list[Path]]:
         if "train" not in found:
             raise UserError(f"The folder {folder} has no shards for training: they must be called train*.tar.")
         return found
-    shards = sorted({shard for name in expand_braces(pattern) for shard in matching(name)})
-    if not shards:
+    named = {name: matching(name) for name in expand_braces(pattern)}
+    missing = [name for name, shards in named.items() if not shards]
+    if len(missing) == len(named):
         raise UserError(
             f"There are no shards {pattern}: wds/ must be followed by a folder of tar files, or by their names, as in "
             "wds/shards/pets-{000..011}.tar."
         )
-    return {"train": shards}
+    if missing:
+        raise UserError(f"{len(missing)} of the {len(named)} shards {pattern} are missing: {first_few(missing)}.")
+    return {"train": sorted({shard for shards in named.values() for shard in shards})}
 
 
 def matching(name: str) -> list[Path]:
-    """The files that a name with stars stands for; without stars the file, whether it is there or not."""
+    """The files that a name stands for, in which only stars mean something else than themselves; none if none is there.
+
+    Brackets and question marks are parts of names.
+    """
     path = Path(name)
-    return list(path.parent.glob(path.name)) if "*" in path.name or path.is_file() else []
+    if "*" not in path.name:
+        return [path] if path.is_file() else []
+    return list(path.parent.glob("*".join(map(glob.escape, path.name.split("*")))))
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
@@ -127,7 +142,8 @@ def index_shard(shard: Path) -> list[tuple[ShardPicture, str]]:
     key = f"{shard.resolve()} {status.st_size} {status.st_mtime_ns}"
     members = read_cache("shards", key)
     if members is None:
-        with Console(stderr=True).status(f"looking for pictures in {printable(shard)}"):  # shown in a terminal only
+        looking = f"looking for pictures in {escape(printable(shard))}"
+        with Console(stderr=True).status(looking):  # shown in a terminal only
             members = scan_shard(shard)
         if len(members) >= SMALLEST_CACHED:
             write_cache("shards", key, members)
@@ -151,13 +167,18 @@ def scan_shard(shard: Path) -> list[list[Any]]:
                 elif ending in ("cls", "json"):
                     content = tar.extractfile(member)
                     assert content is not None
-                    sample.setdefault("label", read_label(ending, content.read()))
+                    label = read_label(ending, content.read())
+                    if label is not None and sample.setdefault("label", label) != label:
+                        raise UserError(
+                            f"The sample {stem} of the shard {printable(shard)} has two labels, {sample['label']!r} "
+                            f"and {label!r}."
+                        )
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"The shard {printable(shard)} cannot be read as a tar file: {error}.") from error
     pictures = {stem: sample for stem, sample in samples.items() if "picture" in sample}
-    unlabelled = next((stem for stem, sample in pictures.items() if sample.get("label") is None), None)
+    unlabelled = next((stem for stem, sample in pictures.items() if "label" not in sample), None)
     if unlabelled is not None:
         raise UserError(
             f"The sample {unlabelled} of the shard {printable(shard)} has no label: it must have a member "
@@ -174,7 +195,7 @@ def split_member(name: str) -> tuple[str, str]:
 
 
 def read_label(ending: str, content: bytes) -> str | None:
-    """The class that a member says, as text."""
+    """The class that a member says, as text; None if it is JSON without a label."""
     if ending == "cls":
         return content.decode("utf-8").strip()
     values = json.loads(content)

@@ -6,11 +6,14 @@ import codecs
 import gzip
 import pickle
 import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
 from comvex.data.cache import cache_folder
 from comvex.data.picture_set import DataSet, PictureSet
@@ -75,17 +78,63 @@ def find_fashion_mnist() -> Path:
     for system in SYSTEM_DATASETS:
         if (system / "fashion-mnist").is_dir():
             return system / "fashion-mnist"
-    from torchvision.datasets import FashionMNIST
+    from torchvision.datasets import FashionMNIST, utils
 
-    cache = cache_folder()
+    folder = cache_folder() / "FashionMNIST" / "raw"
+
+    def download() -> None:
+        for name, md5 in FashionMNIST.resources:
+            utils.download_url(f"{FashionMNIST.mirrors[0]}{name}", folder, name, md5)
+
+    fetch(
+        "Fashion-MNIST", folder, FashionMNIST.resources, download,
+        otherwise="install the system package dataset-fashion-mnist, or put the four .gz files of "
+        f"https://github.com/zalandoresearch/fashion-mnist into {folder}",
+    )  # fmt: skip
+    return folder
+
+
+def fetch(
+    name: str, folder: Path, files: Sequence[tuple[str, str]], download: Callable[[], None], *, otherwise: str
+) -> None:
+    """Have a data set's files, each with its MD5 checksum, in a folder; what is missing or damaged is downloaded.
+
+    If another process does so, this one waits for it. Raises ``ValueError`` if they cannot be downloaded; it ends with
+    what a person can do ``otherwise``.
+    """
+    from torchvision.datasets.utils import check_integrity
+
+    def missing() -> Path | None:
+        return next((folder / file for file, md5 in files if not check_integrity(folder / file, md5)), None)
+
+    absent = missing()
+    if absent is None:  # where nothing needs to be written, nothing needs to be locked
+        return
     try:
-        return Path(FashionMNIST(cache, download=True).raw_folder)
+        with downloading(name):
+            if missing() is not None:
+                download()
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"Fashion-MNIST is not on this machine and cannot be downloaded ({' '.join(str(error).split())}): install "
-            "the system package dataset-fashion-mnist, or put the four .gz files of "
-            f"https://github.com/zalandoresearch/fashion-mnist into {cache / 'FashionMNIST' / 'raw'}."
+            f"{name} is not on this machine ({absent} is missing or damaged) and cannot be downloaded "
+            f"({' '.join(str(error).split())}): {otherwise}."
         ) from error
+
+
+@contextmanager
+def downloading(name: str) -> Iterator[None]:
+    """Within it no other process downloads this data set into the cache folder; waits until none does.
+
+    The lock ends with the process, however it ends. Raises ``OSError`` if the cache folder cannot be written to.
+    """
+    from filelock import FileLock
+
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    with Console(stderr=True).status(f"waiting for another process that downloads {name}"):  # in a terminal only
+        held = FileLock(cache / f".{name}.lock").acquire()
+    with held:
+        yield
 
 
 def read_idx_pair(folder: Path, part: str) -> PictureSet:
@@ -118,7 +167,7 @@ def read_idx(folder: Path, name: str) -> NDArray[np.uint8]:
 def cifar(name: str) -> DataSet:
     """CIFAR10 or CIFAR100: 50,000 + 10,000 RGB pictures of 32 x 32 pixels, with 10 or 100 (fine) classes.
 
-    Raises ``ValueError`` if it is neither in the cache folder nor can be downloaded, or its files are damaged.
+    Raises ``ValueError`` if it is neither in the cache folder nor can be downloaded.
     """
     import torchvision.datasets
 
@@ -143,19 +192,21 @@ def cifar(name: str) -> DataSet:
 
 
 def find_cifar(kind: Any) -> Path:
-    """The folder with the files of torchvision's CIFAR10 or CIFAR100, in the cache folder; downloaded if need be."""
+    """The folder with the files of torchvision's CIFAR10 or CIFAR100, in the cache folder.
+
+    Downloaded and unpacked if need be; what is unpacked in part only, or damaged, is unpacked again.
+    """
+    from torchvision.datasets import utils
+
     cache = cache_folder()
     folder = cache / kind.base_folder
-    if not (folder / kind.meta["filename"]).is_file():
-        from torchvision.datasets.utils import download_and_extract_archive
-
-        try:
-            download_and_extract_archive(kind.url, str(cache), filename=kind.filename, md5=kind.tgz_md5)
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"{kind.__name__} is not on this machine and cannot be downloaded ({error}): put {kind.filename} of "
-                f"its authors into {cache}, or the folder {kind.base_folder} that is in it."
-            ) from error
+    fetch(
+        kind.__name__,
+        folder,
+        [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])],
+        lambda: utils.download_and_extract_archive(kind.url, cache, filename=kind.filename, md5=kind.tgz_md5),
+        otherwise=f"put {kind.filename} of its authors into {cache}, or the folder {kind.base_folder} that is in it",
+    )
     return folder
 
 

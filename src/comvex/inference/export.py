@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from rich.markup import escape
 from torch import Tensor, nn
 
 from comvex.convit.config import ConViTConfig, as_pair, check_integer
@@ -147,7 +148,7 @@ def export_model(
         task = bar.add_task("", total=None)
 
         def tell(text: str) -> None:
-            bar.update(task, description=text)
+            bar.update(task, description=escape(text))
 
         calibration = None
         if to_calibrate is not None:

@@ -13,18 +13,17 @@ def among_largest(logits: Tensor, labels: Tensor, *, k: int) -> Tensor:
     return (best == labels[:, None]).any(dim=1)
 
 
-def wilson_interval(correct: int, total: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """The Wilson score interval of a share, in percent; 95 % for the default z.
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """The Wilson score interval of a share, in percent, at a confidence of 95 %.
 
     It stays inside [0, 100] and is honest for few pictures and for shares near 0 and 100 %.
     """
     if total == 0:
         return 0.0, 100.0
-    share = correct / total
-    centre = share + z * z / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 100 / (1 + z * z / total)
-    return max(0.0, (centre - spread) * scale), min(100.0, (centre + spread) * scale)
+    from scipy.stats import binomtest
+
+    interval = binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
 
 
 def average_precision(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float64]:

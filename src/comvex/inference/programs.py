@@ -127,7 +127,7 @@ def write_openvino(model: Any, file: Path) -> None:
 
 
 def check_installed(packages: Iterable[str], *, what: str) -> None:
-    """Raises ``ValueError`` if a package is not there that ``what``, as in "--to onnx", needs."""
+    """Raises ``ValueError`` if a package is not there that ``what``, as in "Export to onnx", needs."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise UserError(
