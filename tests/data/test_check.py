@@ -158,6 +158,13 @@ def test_the_second_time_only_what_changed_is_read(parts, monkeypatch):
     assert read == [str(changed)]
 
 
+def test_what_could_not_be_read_is_read_again(parts):
+    (parts / "val" / "cat" / "3.png").write_text("text")  # a package may be installed that knows it
+    for num_known in (0, 71, 71):
+        report = check_data(str(parts), workers=0)
+        assert (report["num_known_before"], len(report["unreadable"])) == (num_known, 1)
+
+
 def test_a_check_that_was_killed_goes_on_where_it_was(parts, monkeypatch, cache, caplog):
     monkeypatch.setattr(examine, "AT_ONCE", 10)
     num_read = 0
