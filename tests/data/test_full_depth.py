@@ -24,7 +24,7 @@ def numbers(*shape, dtype=np.uint16):
     return generator.integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
 
 
-def write_png16(file, values):
+def write_png16(file, values, *, exif=None):
     """A 16-bit PNG written by hand: Pillow writes 16 bits of grey only."""
     import struct
     import zlib
@@ -37,9 +37,10 @@ def write_png16(file, values):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
-    file.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    )
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    if exif is not None:
+        chunks.insert(2, (b"eXIf", exif.tobytes()))
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*parts) for parts in chunks))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -120,6 +121,17 @@ def test_pages_of_an_8_bit_document_are_not_channels(tmp_path):
     pages = [Image.new("L", (8, 6), value) for value in (10, 20, 30)]
     pages[0].save(tmp_path / "scan.tif", save_all=True, append_images=pages[1:])
     assert deep_channels(tmp_path / "scan.tif") is None
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_a_16_bit_png_is_applied_as_that_of_8_bits(tmp_path, channels, orientation):
+    values, exif = numbers(4, 6, channels, dtype=np.uint8), Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(values.squeeze()).save(tmp_path / "8.png", exif=exif)
+    write_png16(tmp_path / "16.png", values.astype(np.uint16) * 257, exif=exif)
+    of_8_bits, of_16_bits = (read_values(tmp_path / name, channels=min(channels, 3)) for name in ("8.png", "16.png"))
+    np.testing.assert_allclose(of_16_bits, of_8_bits, atol=1.5 / 255 if channels == 4 else 1e-6)  # Pillow rounds
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

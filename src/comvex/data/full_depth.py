@@ -16,6 +16,7 @@ from PIL import Image
 from comvex.data.reading import (
     CHANNEL_MODES,
     DECODING_ERRORS,
+    ORIENTATION,
     WIDE_MODES,
     PictureFile,
     UnreadablePictureError,
@@ -90,36 +91,53 @@ def read_values(file: PictureFile, *, channels: int) -> NDArray[np.float32]:
 
 
 def decode_values(file: PictureFile) -> NDArray[np.float32]:
-    """The values of a picture for which ``deep_channels`` has a number: (height, width, its channels)."""
+    """The values of a picture for which ``deep_channels`` has a number, upright: (height, width, its channels)."""
     with open_picture(file) as stream:
         kind = picture_kind(stream)
         if kind == "png":
-            return without_alpha(as_values(decode_png(stream.read())))
+            return decode_png(stream.read())
         if kind == "tiff":
             return decode_tiff(stream)
         with Image.open(stream) as picture:
-            # The 32 bits of Pillow's mode I hold 16 of a PGM
-            return as_values(np.asarray(picture).astype(np.uint16) if picture.mode == "I" else np.asarray(picture))
+            return wide_values(picture)
 
 
-def decode_png(content: bytes) -> NDArray[np.uint16]:
-    """A 16-bit PNG as (height, width) or (height, width, 3 or 4).
+def decode_png(content: bytes) -> NDArray[np.float32]:
+    """The values of a 16-bit PNG, upright: (height, width, 1 or 3).
 
     Of 16-bit colours Pillow keeps the byte that it takes for the higher one; so it is told both orders of bytes.
     """
     with Image.open(io.BytesIO(content)) as picture:
         if picture.mode in WIDE_MODES:
-            return np.asarray(picture).astype(np.uint16)
+            return wide_values(picture)
         mode = picture.mode
-    high, low = (decode_as(content, f"{mode};16{order}").astype(np.uint16) for order in "BL")
-    return np.bitwise_or(high << 8, low, dtype=np.uint16)
+    high, low = (decode_as(content, f"{mode};16{order}") for order in "BL")
+    values = as_values(np.asarray(high).astype(np.uint16) << 8 | np.asarray(low))
+    return upright(without_alpha(values) if mode == "RGBA" else values, low)
 
 
-def decode_as(content: bytes, raw_mode: str) -> NDArray[np.uint8]:
+def decode_as(content: bytes, raw_mode: str) -> Image.Image:
     """A picture whose pixels Pillow unpacks in another way than it would by itself."""
     with Image.open(io.BytesIO(content)) as picture:
         picture.tile = [tile._replace(args=raw_mode) for tile in picture.tile]
-        return np.asarray(picture)
+        picture.load()
+        return picture
+
+
+# Pillow's pictures
+
+
+def wide_values(picture: Image.Image) -> NDArray[np.float32]:
+    """The values of a Pillow picture in one of ``WIDE_MODES``, upright: (height, width, 1)."""
+    picture.load()
+    # The 32 bits of Pillow's mode I hold 16 of a PGM
+    array = np.asarray(picture).astype(np.uint16) if picture.mode == "I" else np.asarray(picture)
+    return upright(as_values(array), picture)
+
+
+def upright(values: NDArray[np.float32], picture: Image.Image) -> NDArray[np.float32]:
+    """Values of a picture that has been loaded, turned as its EXIF orientation says."""
+    return turn_upright(values, picture.getexif().get(ORIENTATION, 1))
 
 
 # TIFF
@@ -154,7 +172,7 @@ def decode_tiff(stream: BinaryIO) -> NDArray[np.float32]:
         if axis is not None:
             values = np.moveaxis(values, axis, -1)
         values = as_values(values.reshape(*shape, -1))
-        orientation = page.tags.get(274)
+        orientation = page.tags.get(ORIENTATION)
         values = turn_upright(values, 1 if orientation is None else orientation.value)
         return without_alpha(values) if has_alpha(page) else values
 
