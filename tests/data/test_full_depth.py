@@ -123,6 +123,57 @@ def test_pages_of_an_8_bit_document_are_not_channels(tmp_path):
     assert deep_channels(tmp_path / "scan.tif") is None
 
 
+@pytest.mark.parametrize("premultiplied", [False, True])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize("colours", range(1, 6))
+def test_opacity_after_any_number_of_channels_lays_them_on_white(tmp_path, colours, planes, premultiplied):
+    values = numbers(6, 7, colours + 1)
+    tifffile.imwrite(
+        tmp_path / "x.tif",
+        values if planes == "contig" else np.moveaxis(values, -1, 0),
+        photometric="minisblack",
+        planarconfig=planes,
+        extrasamples=[0] * (colours - 1) + [1 if premultiplied else 2],
+    )
+    assert deep_channels(tmp_path / "x.tif") == colours
+    channels, opacity = values[..., :-1] / 65535, values[..., -1:] / 65535
+    expected = (channels if premultiplied else channels * opacity) + 1 - opacity
+    np.testing.assert_allclose(read_values(tmp_path / "x.tif", channels=colours), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["assocalpha", "unassalpha"])
+def test_opacity_of_16_bits_does_what_that_of_8_bits_does(tmp_path, kind):
+    values = numbers(9, 8, 4, dtype=np.uint8)
+    values[..., :3] = np.minimum(values[..., :3], values[..., 3:])  # none is brighter than its opacity allows
+    for name, array in (("8.tif", values), ("16.tif", values.astype(np.uint16) * 257)):
+        tifffile.imwrite(tmp_path / name, array, photometric="rgb", extrasamples=[kind])
+    of_8_bits, of_16_bits = (read_values(tmp_path / name, channels=3) for name in ("8.tif", "16.tif"))
+    np.testing.assert_allclose(of_16_bits, of_8_bits, atol=1.5 / 255)  # Pillow rounds twice
+
+
+def test_what_is_white_where_it_is_least_is_put_right_at_every_depth(tmp_path):
+    values = numbers(9, 8, dtype=np.uint8)
+    for name, array in (("8.tif", values), ("16.tif", values.astype(np.uint16) * 257)):
+        tifffile.imwrite(tmp_path / name, array, photometric="miniswhite")
+        read = read_values(tmp_path / name, channels=1)[..., 0]
+        np.testing.assert_allclose(read, 1 - values / 255, atol=1e-6)
+
+
+def test_white_opaque_and_least_in_one_file(tmp_path):
+    values = numbers(5, 4, 2)
+    tifffile.imwrite(tmp_path / "x.tif", values, photometric="miniswhite", planarconfig="contig", extrasamples=[2])
+    darkness, opacity = np.moveaxis(values / 65535, -1, 0)
+    read = read_values(tmp_path / "x.tif", channels=1)[..., 0]
+    np.testing.assert_allclose(read, 1 - darkness * opacity, atol=1e-6)
+
+
+def test_a_single_sample_is_never_the_opacity(tmp_path):
+    values = numbers(5, 4)
+    Image.fromarray(values).save(tmp_path / "x.tif", tiffinfo={338: 2})
+    assert deep_channels(tmp_path / "x.tif") == 1
+    np.testing.assert_array_equal(read_values(tmp_path / "x.tif", channels=1), as_values(values))
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_of_a_16_bit_png_is_applied_as_that_of_8_bits(tmp_path, channels, orientation):

@@ -35,8 +35,10 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_CHANNELS = {0: 1, 2: 3, 6: 3}
 """Channels by the colour type in a PNG's header, without opacity; of transparent grey Pillow can read 8 bits only."""
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian, classic and BigTIFF
-ALPHA = (1, 2)
-"""TIFF's kinds of extra samples that say how opaque a pixel is."""
+ALPHA, PREMULTIPLIED = (1, 2), 1
+"""TIFF's kinds of extra samples that say how opaque a pixel is, and the one by which the others are multiplied."""
+MIN_IS_WHITE = 0
+"""TIFF's photometric interpretation of grey whose largest value is black."""
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Shares of red, green and blue in grey (ITU-R 601), as Pillow has them."""
 
@@ -172,14 +174,18 @@ def decode_tiff(stream: BinaryIO) -> NDArray[np.float32]:
         if axis is not None:
             values = np.moveaxis(values, axis, -1)
         values = as_values(values.reshape(*shape, -1))
+        inverted = page.photometric == MIN_IS_WHITE and series.dtype.kind != "f"
+        if has_alpha(page):
+            values = without_alpha(
+                values, white=0 if inverted else 1, premultiplied=page.extrasamples[-1] == PREMULTIPLIED
+            )
         orientation = page.tags.get(ORIENTATION)
-        values = turn_upright(values, 1 if orientation is None else orientation.value)
-        return without_alpha(values) if has_alpha(page) else values
+        return turn_upright(1 - values if inverted else values, 1 if orientation is None else orientation.value)
 
 
 def has_alpha(page: TiffPage) -> bool:
     """Whether the last sample of each pixel says how opaque it is."""
-    return bool(page.extrasamples) and page.extrasamples[-1] in ALPHA
+    return page.samplesperpixel > 1 and bool(page.extrasamples) and page.extrasamples[-1] in ALPHA
 
 
 def kept_axes(series: TiffPageSeries) -> list[int]:
@@ -229,12 +235,10 @@ def as_values(array: NDArray[Any]) -> NDArray[np.float32]:
     return values if largest == 1 else values / np.float32(largest)
 
 
-def without_alpha(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Values whose last of two or four channels is the opacity, laid on white."""
-    if values.shape[-1] not in (2, 4):
-        return values
+def without_alpha(values: NDArray[np.float32], *, white: int = 1, premultiplied: bool = False) -> NDArray[np.float32]:
+    """Values whose last channel is the opacity, with which the others may be multiplied already, laid on white."""
     colours, opacity = values[..., :-1], values[..., -1:]
-    return colours * opacity + (1 - opacity)
+    return (colours if premultiplied else colours * opacity) + white * (1 - opacity)
 
 
 def finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
