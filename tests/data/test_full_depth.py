@@ -1,5 +1,7 @@
 """Pictures of more than 8 bits of grey or RGB, from the file to a trained model."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import tifffile
@@ -41,6 +43,12 @@ def write_png16(file, values, *, exif=None):
     if exif is not None:
         chunks.insert(2, (b"eXIf", exif.tobytes()))
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*parts) for parts in chunks))
+
+
+def overwrite(file, tag, value):
+    """Give a tag of a TIFF file another value, whatever its data are."""
+    with tifffile.TiffFile(file, mode="r+b") as tiff:
+        tiff.pages.first.tags[tag].overwrite(value)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -121,6 +129,58 @@ def test_pages_of_an_8_bit_document_are_not_channels(tmp_path):
     pages = [Image.new("L", (8, 6), value) for value in (10, 20, 30)]
     pages[0].save(tmp_path / "scan.tif", save_all=True, append_images=pages[1:])
     assert deep_channels(tmp_path / "scan.tif") is None
+
+
+# No program is at hand that writes these, so the tag of what is not packed says so
+LZW, ZSTD = 5, 50000
+without_imagecodecs = pytest.mark.skipif(find_spec("imagecodecs") is not None, reason="imagecodecs is installed")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "predictor"), [(np.uint16, 1), (np.uint16, 2), (np.int32, 1), (np.float32, 1), (np.float32, 3)]
+)
+def test_one_channel_in_a_compression_that_tifffile_lacks_keeps_every_bit(tmp_path, dtype, predictor):
+    values = numbers(70, 50, dtype=dtype)
+    Image.fromarray(values).save(tmp_path / "x.tif", compression="tiff_lzw", tiffinfo={317: predictor})
+    assert deep_channels(tmp_path / "x.tif") == 1
+    np.testing.assert_array_equal(read_values(tmp_path / "x.tif", channels=1), as_values(values))
+
+
+def test_a_picture_with_lzw_is_turned_once_and_white_where_it_is_least_if_its_header_says_so(tmp_path):
+    values, exif = numbers(4, 6), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(values).save(tmp_path / "x.tif", compression="tiff_lzw", exif=exif)
+    expected = as_values(np.rot90(values, -1))
+    np.testing.assert_array_equal(read_values(tmp_path / "x.tif", channels=1), expected)
+    overwrite(tmp_path / "x.tif", "PhotometricInterpretation", 0)
+    np.testing.assert_array_equal(read_values(tmp_path / "x.tif", channels=1), 1 - expected)
+
+
+@without_imagecodecs
+@pytest.mark.parametrize(
+    ("compression", "name"),
+    [
+        (LZW, "LZW"),
+        pytest.param(
+            ZSTD, "ZSTD", marks=pytest.mark.skipif(find_spec("compression") is not None, reason="Python has it")
+        ),
+    ],
+)
+def test_what_needs_another_package_is_said_with_its_name(tmp_path, compression, name):
+    write_tiff(tmp_path / "x.tif", numbers(8, 8, 5))
+    overwrite(tmp_path / "x.tif", "Compression", compression)
+    message = rf"compression {name}, predictor NONE, 16 bits\) need the package imagecodecs: pip install imagecodecs\.$"
+    with pytest.raises(UnreadablePictureError, match=message):
+        read_values(tmp_path / "x.tif", channels=5)
+
+
+@without_imagecodecs
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
+def test_big_endian_files_that_pillow_reads_with_exchanged_bytes_are_left_to_imagecodecs(tmp_path, dtype):
+    tifffile.imwrite(tmp_path / "x.tif", numbers(8, 8, dtype=dtype), byteorder=">")
+    overwrite(tmp_path / "x.tif", "Compression", LZW)
+    with pytest.raises(UnreadablePictureError, match="pip install imagecodecs"):
+        read_values(tmp_path / "x.tif", channels=1)
 
 
 @pytest.mark.parametrize("premultiplied", [False, True])
@@ -229,7 +289,8 @@ def test_channels_are_never_guessed(found, wanted):
 def test_damaged_files_are_named(tmp_path):
     tifffile.imwrite(tmp_path / "x.tif", numbers(60, 60, 5), photometric="minisblack", planarconfig="contig")
     write_png16(tmp_path / "x.png", numbers(60, 60, 3))
-    for name in ("x.tif", "x.png"):
+    Image.fromarray(numbers(60, 60)).save(tmp_path / "lzw.tif", compression="tiff_lzw")
+    for name in ("x.tif", "x.png", "lzw.tif"):
         content = (tmp_path / name).read_bytes()
         for kept in (len(content) // 2, 40, 9, 0):
             (tmp_path / name).write_bytes(content[:kept])

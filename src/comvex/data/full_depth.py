@@ -7,11 +7,13 @@ Their values are kept: integers are divided by the largest of their type, floats
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from comvex.data.reading import (
     CHANNEL_MODES,
@@ -37,8 +39,9 @@ PNG_CHANNELS = {0: 1, 2: 3, 6: 3}
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian, classic and BigTIFF
 ALPHA, PREMULTIPLIED = (1, 2), 1
 """TIFF's kinds of extra samples that say how opaque a pixel is, and the one by which the others are multiplied."""
-MIN_IS_WHITE = 0
-"""TIFF's photometric interpretation of grey whose largest value is black."""
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+MIN_IS_WHITE, SIGNED = 0, 2
+"""A value of each of the last two of these tags of TIFF."""
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Shares of red, green and blue in grey (ITU-R 601), as Pillow has them."""
 
@@ -130,15 +133,26 @@ def decode_as(content: bytes, raw_mode: str) -> Image.Image:
 
 
 def wide_values(picture: Image.Image) -> NDArray[np.float32]:
-    """The values of a Pillow picture in one of ``WIDE_MODES``, upright: (height, width, 1)."""
+    """The values of a Pillow picture in one of ``WIDE_MODES``, upright: (height, width, 1).
+
+    Mode I, of 32 bits, stands for the integers that a TIFF's header tells, and else for 16 bits.
+    """
     picture.load()
-    # The 32 bits of Pillow's mode I hold 16 of a PGM
-    array = np.asarray(picture).astype(np.uint16) if picture.mode == "I" else np.asarray(picture)
-    return upright(as_values(array), picture)
+    array, inverted = np.asarray(picture), False
+    if isinstance(picture, TiffImageFile):
+        tags = picture.tag_v2
+        if picture.mode == "I":
+            kind = "i" if tags.get(SAMPLE_FORMAT) == (SIGNED,) else "u"
+            array = array.astype(f"{kind}{tags[BITS_PER_SAMPLE][0] // 8}")
+        inverted = tags.get(PHOTOMETRIC) == MIN_IS_WHITE and picture.mode != "F"
+    elif picture.mode == "I":
+        array = array.astype(np.uint16)
+    values = as_values(array)
+    return upright(1 - values if inverted else values, picture)
 
 
 def upright(values: NDArray[np.float32], picture: Image.Image) -> NDArray[np.float32]:
-    """Values of a picture that has been loaded, turned as its EXIF orientation says."""
+    """Values of a picture that has been loaded, turned as its EXIF orientation says (Pillow itself turns TIFFs)."""
     return turn_upright(values, picture.getexif().get(ORIENTATION, 1))
 
 
@@ -163,13 +177,28 @@ def tiff_channels(stream: BinaryIO) -> int | None:
 
 
 def decode_tiff(stream: BinaryIO) -> NDArray[np.float32]:
-    """The picture in a TIFF file, the right way up; pages of one sample are its channels."""
-    from tifffile import TiffFile
+    """The picture in a TIFF file, the right way up; pages of one sample are its channels.
+
+    What tifffile has no codec for is read by Pillow if it has one channel. Raises ``ValueError`` for the rest of it.
+    """
+    from tifffile import COMPRESSION, PREDICTOR, TiffFile
 
     with TiffFile(stream) as tiff:
         page, series = tiff.pages.first, tiff.series[0]
         axis = channel_axis(series)
-        values = series.asarray()
+        try:
+            values = series.asarray()
+        except (ValueError, NotImplementedError, ImportError) as error:  # the last one for want of Python's own ZSTD
+            if "imagecodecs" not in str(error) and not isinstance(error, ImportError):
+                raise
+            values = decode_with_pillow(stream) if axis is None else None
+            if values is None:
+                raise UserError(
+                    f"its values (compression {COMPRESSION(page.compression).name}, predictor "
+                    f"{PREDICTOR(page.predictor).name}, {page.bitspersample} bits) need the package imagecodecs: pip "
+                    "install imagecodecs"
+                ) from error
+            return values
         shape = [values.shape[kept] for kept in kept_axes(series) if kept != axis]
         if axis is not None:
             values = np.moveaxis(values, axis, -1)
@@ -181,6 +210,17 @@ def decode_tiff(stream: BinaryIO) -> NDArray[np.float32]:
             )
         orientation = page.tags.get(ORIENTATION)
         return turn_upright(1 - values if inverted else values, 1 if orientation is None else orientation.value)
+
+
+def decode_with_pillow(stream: BinaryIO) -> NDArray[np.float32] | None:
+    """The values of a compressed TIFF file of one channel, upright; None if Pillow would not give them exactly."""
+    stream.seek(0)
+    with suppress(Image.UnidentifiedImageError), Image.open(stream) as picture:
+        # Of big-endian files Pillow exchanges the bytes of modes I and F, which libtiff has exchanged already
+        little_endian = isinstance(picture, TiffImageFile) and picture.tag_v2.prefix == b"II"
+        if picture.mode in WIDE_MODES and (little_endian or picture.mode.startswith("I;16")):
+            return wide_values(picture)
+    return None
 
 
 def has_alpha(page: TiffPage) -> bool:
