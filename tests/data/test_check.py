@@ -129,6 +129,21 @@ def test_pictures_of_full_depth_are_compared_with_all_their_values(tmp_path, cap
     assert report["modes"] == {"1 channel at full depth": 16}
 
 
+def test_what_is_wrong_with_every_picture_of_full_depth_is_reported(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(8):
+            file = tmp_path / name / f"{number}.tif"
+            tifffile.imwrite(file, np.zeros((8, 8, 5), np.uint16), photometric="minisblack", planarconfig="contig")
+            with tifffile.TiffFile(file, mode="r+b") as tiff:
+                tiff.pages.first.tags["Compression"].overwrite(34712)  # JPEG 2000, which these are not
+    code, report = run(capsys, tmp_path)
+    assert (code, len(report["unreadable"])) == (1, 16)
+    [refused] = report["refused"]
+    assert refused.startswith("None of the training pictures can be read: The picture ")
+    assert refused.removeprefix("None of the training pictures can be read: ") in report["unreadable"]
+
+
 def test_data_in_memory_are_checked_too(capsys):
     code, report = run(capsys, "digits")
     assert (code, report["num_pictures"], report["modes"]) == (0, 1797, {"L": 1797})

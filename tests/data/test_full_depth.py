@@ -343,6 +343,16 @@ def test_a_folder_of_deep_pictures_is_read_at_full_depth_with_its_own_mean_and_d
     assert (data.mean, data.std) == (again.mean, again.std)
 
 
+@without_imagecodecs
+def test_why_no_picture_can_be_read_is_said(tmp_path):
+    write_classes(tmp_path, write=write_tiff)
+    for file in tmp_path.rglob("*.tif"):
+        overwrite(file, "Compression", LZW)
+    message = r"^None of the training pictures can be read: The picture .*\.tif cannot be read: .*LZW.* pip install"
+    with pytest.raises(UserError, match=message):
+        open_data(str(tmp_path))
+
+
 def test_one_deep_picture_among_photographs_changes_nothing(tmp_path, caplog):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
