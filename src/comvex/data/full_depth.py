@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
 from comvex.data.reading import (
@@ -26,6 +26,7 @@ from comvex.data.reading import (
     open_picture,
     printable,
     read_picture,
+    to_channels,
     unreadable,
 )
 from comvex.errors import UserError
@@ -132,10 +133,20 @@ def decode_as(content: bytes, raw_mode: str) -> Image.Image:
 # Pillow's pictures
 
 
+def picture_values(picture: Image.Image, *, channels: int) -> NDArray[np.float32]:
+    """The values of any Pillow picture, upright: (height, width, 1 or 3), grey or RGB as ``channels`` wants 8 bits."""
+    if picture.mode in WIDE_MODES:
+        return wide_values(picture)
+    picture = ImageOps.exif_transpose(picture)
+    return as_values(np.asarray(to_channels(picture, channels=channels if channels in CHANNEL_MODES else 3)))
+
+
 def wide_values(picture: Image.Image) -> NDArray[np.float32]:
     """The values of a Pillow picture in one of ``WIDE_MODES``, upright: (height, width, 1).
 
     Mode I, of 32 bits, stands for the integers that a TIFF's header tells, and else for 16 bits.
+
+    Raises ``ValueError`` if mode I has more than 16 bits that no header tells of.
     """
     picture.load()
     array, inverted = np.asarray(picture), False
@@ -146,6 +157,11 @@ def wide_values(picture: Image.Image) -> NDArray[np.float32]:
             array = array.astype(f"{kind}{tags[BITS_PER_SAMPLE][0] // 8}")
         inverted = tags.get(PHOTOMETRIC) == MIN_IS_WHITE and picture.mode != "F"
     elif picture.mode == "I":
+        if array.min() < 0 or array.max() > 65535:
+            raise UserError(
+                f"It has values from {array.min()} to {array.max()}, but Pillow's mode I stands for 16 bits, 0 to "
+                "65535: give an array instead."
+            )
         array = array.astype(np.uint16)
     values = as_values(array)
     return upright(1 - values if inverted else values, picture)
