@@ -129,6 +129,21 @@ def test_pictures_of_full_depth_are_compared_with_all_their_values(tmp_path, cap
     assert report["modes"] == {"1 channel at full depth": 16}
 
 
+def test_what_is_wrong_with_every_picture_of_full_depth_is_reported(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(8):
+            file = tmp_path / name / f"{number}.tif"
+            tifffile.imwrite(file, np.zeros((8, 8, 5), np.uint16), photometric="minisblack", planarconfig="contig")
+            with tifffile.TiffFile(file, mode="r+b") as tiff:
+                tiff.pages.first.tags["Compression"].overwrite(34712)  # JPEG 2000, which these are not
+    code, report = run(capsys, tmp_path)
+    assert (code, len(report["unreadable"])) == (1, 16)
+    [refused] = report["refused"]
+    assert refused.startswith("None of the training pictures can be read: The picture ")
+    assert refused.removeprefix("None of the training pictures can be read: ") in report["unreadable"]
+
+
 def test_data_in_memory_are_checked_too(capsys):
     code, report = run(capsys, "digits")
     assert (code, report["num_pictures"], report["modes"]) == (0, 1797, {"L": 1797})
@@ -156,6 +171,13 @@ def test_the_second_time_only_what_changed_is_read(parts, monkeypatch):
     Image.new("RGB", (9, 9)).save(changed)
     check_data(str(parts), workers=0)
     assert read == [str(changed)]
+
+
+def test_what_could_not_be_read_is_read_again(parts):
+    (parts / "val" / "cat" / "3.png").write_text("text")  # a package may be installed that knows it
+    for num_known in (0, 71, 71):
+        report = check_data(str(parts), workers=0)
+        assert (report["num_known_before"], len(report["unreadable"])) == (num_known, 1)
 
 
 def test_a_check_that_was_killed_goes_on_where_it_was(parts, monkeypatch, cache, caplog):

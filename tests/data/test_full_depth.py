@@ -1,5 +1,7 @@
 """Pictures of more than 8 bits of grey or RGB, from the file to a trained model."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import tifffile
@@ -24,7 +26,7 @@ def numbers(*shape, dtype=np.uint16):
     return generator.integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
 
 
-def write_png16(file, values):
+def write_png16(file, values, *, exif=None):
     """A 16-bit PNG written by hand: Pillow writes 16 bits of grey only."""
     import struct
     import zlib
@@ -37,9 +39,16 @@ def write_png16(file, values):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
-    file.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    )
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    if exif is not None:
+        chunks.insert(2, (b"eXIf", exif.tobytes()))
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*parts) for parts in chunks))
+
+
+def overwrite(file, tag, value):
+    """Give a tag of a TIFF file another value, whatever its data are."""
+    with tifffile.TiffFile(file, mode="r+b") as tiff:
+        tiff.pages.first.tags[tag].overwrite(value)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -122,6 +131,120 @@ def test_pages_of_an_8_bit_document_are_not_channels(tmp_path):
     assert deep_channels(tmp_path / "scan.tif") is None
 
 
+# No program is at hand that writes these, so the tag of what is not packed says so
+LZW, ZSTD = 5, 50000
+without_imagecodecs = pytest.mark.skipif(find_spec("imagecodecs") is not None, reason="imagecodecs is installed")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "predictor"), [(np.uint16, 1), (np.uint16, 2), (np.int32, 1), (np.float32, 1), (np.float32, 3)]
+)
+def test_one_channel_in_a_compression_that_tifffile_lacks_keeps_every_bit(tmp_path, dtype, predictor):
+    values = numbers(70, 50, dtype=dtype)
+    Image.fromarray(values).save(tmp_path / "x.tif", compression="tiff_lzw", tiffinfo={317: predictor})
+    assert deep_channels(tmp_path / "x.tif") == 1
+    np.testing.assert_array_equal(read_values(tmp_path / "x.tif", channels=1), as_values(values))
+
+
+def test_a_picture_with_lzw_is_turned_once_and_white_where_it_is_least_if_its_header_says_so(tmp_path):
+    values, exif = numbers(4, 6), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(values).save(tmp_path / "x.tif", compression="tiff_lzw", exif=exif)
+    expected = as_values(np.rot90(values, -1))
+    np.testing.assert_array_equal(read_values(tmp_path / "x.tif", channels=1), expected)
+    overwrite(tmp_path / "x.tif", "PhotometricInterpretation", 0)
+    np.testing.assert_array_equal(read_values(tmp_path / "x.tif", channels=1), 1 - expected)
+
+
+@without_imagecodecs
+@pytest.mark.parametrize(
+    ("compression", "name"),
+    [
+        (LZW, "LZW"),
+        pytest.param(
+            ZSTD, "ZSTD", marks=pytest.mark.skipif(find_spec("compression") is not None, reason="Python has it")
+        ),
+    ],
+)
+def test_what_needs_another_package_is_said_with_its_name(tmp_path, compression, name):
+    write_tiff(tmp_path / "x.tif", numbers(8, 8, 5))
+    overwrite(tmp_path / "x.tif", "Compression", compression)
+    message = rf"compression {name}, predictor NONE, 16 bits\) need the package imagecodecs: pip install imagecodecs\.$"
+    with pytest.raises(UnreadablePictureError, match=message):
+        read_values(tmp_path / "x.tif", channels=5)
+
+
+@without_imagecodecs
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
+def test_big_endian_files_that_pillow_reads_with_exchanged_bytes_are_left_to_imagecodecs(tmp_path, dtype):
+    tifffile.imwrite(tmp_path / "x.tif", numbers(8, 8, dtype=dtype), byteorder=">")
+    overwrite(tmp_path / "x.tif", "Compression", LZW)
+    with pytest.raises(UnreadablePictureError, match="pip install imagecodecs"):
+        read_values(tmp_path / "x.tif", channels=1)
+
+
+@pytest.mark.parametrize("premultiplied", [False, True])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize("colours", range(1, 6))
+def test_opacity_after_any_number_of_channels_lays_them_on_white(tmp_path, colours, planes, premultiplied):
+    values = numbers(6, 7, colours + 1)
+    tifffile.imwrite(
+        tmp_path / "x.tif",
+        values if planes == "contig" else np.moveaxis(values, -1, 0),
+        photometric="minisblack",
+        planarconfig=planes,
+        extrasamples=[0] * (colours - 1) + [1 if premultiplied else 2],
+    )
+    assert deep_channels(tmp_path / "x.tif") == colours
+    channels, opacity = values[..., :-1] / 65535, values[..., -1:] / 65535
+    expected = (channels if premultiplied else channels * opacity) + 1 - opacity
+    np.testing.assert_allclose(read_values(tmp_path / "x.tif", channels=colours), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["assocalpha", "unassalpha"])
+def test_opacity_of_16_bits_does_what_that_of_8_bits_does(tmp_path, kind):
+    values = numbers(9, 8, 4, dtype=np.uint8)
+    values[..., :3] = np.minimum(values[..., :3], values[..., 3:])  # none is brighter than its opacity allows
+    for name, array in (("8.tif", values), ("16.tif", values.astype(np.uint16) * 257)):
+        tifffile.imwrite(tmp_path / name, array, photometric="rgb", extrasamples=[kind])
+    of_8_bits, of_16_bits = (read_values(tmp_path / name, channels=3) for name in ("8.tif", "16.tif"))
+    np.testing.assert_allclose(of_16_bits, of_8_bits, atol=1.5 / 255)  # Pillow rounds twice
+
+
+def test_what_is_white_where_it_is_least_is_put_right_at_every_depth(tmp_path):
+    values = numbers(9, 8, dtype=np.uint8)
+    for name, array in (("8.tif", values), ("16.tif", values.astype(np.uint16) * 257)):
+        tifffile.imwrite(tmp_path / name, array, photometric="miniswhite")
+        read = read_values(tmp_path / name, channels=1)[..., 0]
+        np.testing.assert_allclose(read, 1 - values / 255, atol=1e-6)
+
+
+def test_white_opaque_and_least_in_one_file(tmp_path):
+    values = numbers(5, 4, 2)
+    tifffile.imwrite(tmp_path / "x.tif", values, photometric="miniswhite", planarconfig="contig", extrasamples=[2])
+    darkness, opacity = np.moveaxis(values / 65535, -1, 0)
+    read = read_values(tmp_path / "x.tif", channels=1)[..., 0]
+    np.testing.assert_allclose(read, 1 - darkness * opacity, atol=1e-6)
+
+
+def test_a_single_sample_is_never_the_opacity(tmp_path):
+    values = numbers(5, 4)
+    Image.fromarray(values).save(tmp_path / "x.tif", tiffinfo={338: 2})
+    assert deep_channels(tmp_path / "x.tif") == 1
+    np.testing.assert_array_equal(read_values(tmp_path / "x.tif", channels=1), as_values(values))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_a_16_bit_png_is_applied_as_that_of_8_bits(tmp_path, channels, orientation):
+    values, exif = numbers(4, 6, channels, dtype=np.uint8), Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(values.squeeze()).save(tmp_path / "8.png", exif=exif)
+    write_png16(tmp_path / "16.png", values.astype(np.uint16) * 257, exif=exif)
+    of_8_bits, of_16_bits = (read_values(tmp_path / name, channels=min(channels, 3)) for name in ("8.png", "16.png"))
+    np.testing.assert_allclose(of_16_bits, of_8_bits, atol=1.5 / 255 if channels == 4 else 1e-6)  # Pillow rounds
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied_as_pillow_does(orientation):
     values = numbers(4, 6, 3, dtype=np.uint8)
@@ -166,7 +289,8 @@ def test_channels_are_never_guessed(found, wanted):
 def test_damaged_files_are_named(tmp_path):
     tifffile.imwrite(tmp_path / "x.tif", numbers(60, 60, 5), photometric="minisblack", planarconfig="contig")
     write_png16(tmp_path / "x.png", numbers(60, 60, 3))
-    for name in ("x.tif", "x.png"):
+    Image.fromarray(numbers(60, 60)).save(tmp_path / "lzw.tif", compression="tiff_lzw")
+    for name in ("x.tif", "x.png", "lzw.tif"):
         content = (tmp_path / name).read_bytes()
         for kept in (len(content) // 2, 40, 9, 0):
             (tmp_path / name).write_bytes(content[:kept])
@@ -217,6 +341,16 @@ def test_a_folder_of_deep_pictures_is_read_at_full_depth_with_its_own_mean_and_d
     np.testing.assert_allclose(data.std, np.std(everything, axis=(0, 1, 2), dtype=np.float64), rtol=1e-5)
     again = open_data(str(tmp_path))
     assert (data.mean, data.std) == (again.mean, again.std)
+
+
+@without_imagecodecs
+def test_why_no_picture_can_be_read_is_said(tmp_path):
+    write_classes(tmp_path, write=write_tiff)
+    for file in tmp_path.rglob("*.tif"):
+        overwrite(file, "Compression", LZW)
+    message = r"^None of the training pictures can be read: The picture .*\.tif cannot be read: .*LZW.* pip install"
+    with pytest.raises(UserError, match=message):
+        open_data(str(tmp_path))
 
 
 def test_one_deep_picture_among_photographs_changes_nothing(tmp_path, caplog):

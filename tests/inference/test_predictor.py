@@ -1,9 +1,11 @@
 """A trained run as a predictor."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -11,6 +13,20 @@ from safetensors.torch import load_file
 import comvex
 from comvex.data.reading import read_picture
 from comvex.data.sources import open_data
+from comvex.data.transforms import Preprocessing
+from comvex.inference.predictor import Predictor
+
+
+def predictor_of(channels, *, full_depth):
+    """A predictor for pictures of 4 x 4 pixels whose model does nothing."""
+    how = Preprocessing((4, 4), channels, (0.5,) * channels, (0.25,) * channels, full_depth=full_depth)
+    return Predictor(torch.nn.Identity(), preprocessing=how, labels=("a",), device=torch.device("cpu"))
+
+
+def grey(dtype):
+    """Values 4 x 6 of all sizes."""
+    values = np.random.default_rng(0).integers(0, 2**16, (4, 6))
+    return (values.astype(np.float32) / 7).astype(dtype) if np.dtype(dtype).kind == "f" else values.astype(dtype)
 
 
 def test_predictions_are_the_models_own(small_run):
@@ -86,10 +102,89 @@ def test_a_pillow_picture_is_turned_as_its_file_is(small_run, tmp_path):
         assert picture.getexif()[0x0112] == 6, "the picture itself stays as it is"
 
 
+def save_pillow(picture):
+    return lambda file: picture.save(file)
+
+
+def save_tiff(values, **options):
+    return lambda file: tifffile.imwrite(file, values, **options)
+
+
+def save_turned(file):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(grey(np.uint16)).save(file, exif=exif)
+
+
+WRITTEN = {
+    "16-bit.pgm": save_pillow(Image.fromarray(grey(np.uint16))),
+    "16-bit.png": save_pillow(Image.fromarray(grey(np.uint16))),
+    "turned.png": save_turned,
+    "turned.tif": save_turned,
+    "palette.png": save_pillow(Image.fromarray(grey(np.uint8)).convert("RGB").quantize(5)),
+    "transparent.png": save_pillow(Image.fromarray(np.dstack([grey(np.uint8)] * 4))),
+    "two levels.png": save_pillow(Image.fromarray(grey(np.uint8) > 99)),
+    "uint16.tif": save_tiff(grey(np.uint16)),
+    "uint16 of a Mac.tif": save_tiff(grey(np.uint16), byteorder=">"),
+    "int16.tif": save_tiff(grey(np.int16)),
+    "int32.tif": save_tiff(grey(np.int32)),
+    "uint32.tif": save_tiff(grey(np.uint32) * 65537),
+    "float32.tif": save_tiff(np.where(grey(np.uint8) > 99, np.nan, grey(np.float32)).astype(np.float32)),
+    "white where it is least.tif": save_tiff(grey(np.uint16), photometric="miniswhite"),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_model_of_full_depth_reads_a_pillow_picture_as_its_file(name, channels, tmp_path):
+    predictor = predictor_of(channels, full_depth=True)
+    WRITTEN[name](tmp_path / name)
+    expected = predictor.read(tmp_path / name)
+    # Not by its name: then Pillow takes the width of an uncompressed TIFF on its side for its height
+    with Image.open(io.BytesIO((tmp_path / name).read_bytes())) as picture:
+        np.testing.assert_array_equal(predictor.read(picture), expected)
+        np.testing.assert_array_equal(predictor.read(picture), expected, err_msg="when it has been loaded")
+
+
+def test_integers_of_a_pillow_picture_that_may_be_of_any_range_are_refused():
+    predictor = predictor_of(1, full_depth=True)
+    assert predictor.read(Image.fromarray(grey(np.int32))).max() <= 1
+    for value in (-1, 65536):
+        with pytest.raises(ValueError, match=f"values from {value} to {value}, but Pillow's mode I stands for 16 bits"):
+            predictor.read(Image.fromarray(np.full((4, 4), value, np.int32)))
+
+
+@pytest.mark.parametrize("full_depth", [False, True])
+def test_a_damaged_pillow_picture_is_refused_in_a_sentence(full_depth, tmp_path):
+    predictor, written = predictor_of(3, full_depth=full_depth), io.BytesIO()
+    Image.effect_noise((64, 64), 99).save(written, "JPEG")
+    (tmp_path / "half.jpg").write_bytes(written.getvalue()[:1000])
+    for source, name in ((tmp_path / "half.jpg", r"half\.jpg"), (io.BytesIO(written.getvalue()[:1000]), "in memory")):
+        with Image.open(source) as picture, pytest.raises(ValueError, match=f"{name} cannot be read: image file is tr"):
+            predictor.read(picture)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16, np.int32, np.int64, np.uint32])
+def test_a_model_of_8_bits_refuses_arrays_that_it_would_have_to_guess_the_range_of(dtype):
+    predictor = predictor_of(1, full_depth=False)
+    with pytest.raises(ValueError, match=rf"shape \(4, 6\) and type {np.dtype(dtype)} is no picture: it must be"):
+        predictor.read(grey(dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2", bool])
+def test_a_model_of_8_bits_takes_arrays_of_bytes_16_bits_and_bools(dtype):
+    values = (grey(np.uint16) > 9999).astype(dtype)
+    expected = values * 255 if dtype != np.uint8 else values  # 16 bits by their own range
+    np.testing.assert_array_equal(np.asarray(predictor_of(1, full_depth=False).read(values)), expected)
+
+
 def test_what_is_no_picture_is_refused(small_run):
     predictor = comvex.load(small_run)
     with pytest.raises(ValueError, match=r"shape \(4, 4, 7\)"):
         predictor.predict(np.zeros((4, 4, 7), np.uint8))
+    for shape in ((4,), (0, 4)):
+        with pytest.raises(ValueError, match="is no picture"):
+            predictor.predict(np.zeros(shape, np.uint8))
     with pytest.raises(ValueError, match="type int"):
         predictor.predict([3])
     with pytest.raises(ValueError, match="There is no picture"):

@@ -83,9 +83,14 @@ def divided(name: str, *, split_seed: int) -> tuple[DataSet, list[str]]:
     data = read_source(name, split_seed=split_seed)
     refused = list(data.problems)
     try:
-        return set_aside(data, name, split_seed=split_seed), refused
+        data = set_aside(data, name, split_seed=split_seed)
     except UserError as error:
-        return settle_depth(with_validation(data, split_seed=split_seed)), [*refused, str(error)]
+        refused.append(str(error))
+        data = with_validation(data, split_seed=split_seed)
+    try:
+        return settle_depth(data), refused
+    except UserError as error:
+        return data, [*refused, str(error)]
 
 
 def kept_name(name: str) -> str:

@@ -57,12 +57,14 @@ def measure(pictures: PictureSet, *, channels: int) -> tuple[NDArray[np.float64]
     A channel of one value has the deviation 1.
     """
     num, total, squares = 0, np.zeros(channels), np.zeros(channels)
+    problems: list[UnreadablePictureError] = []
     console = Console(stderr=True)
     with console.status("measuring the channels of the pictures"):
         for index in spread(len(pictures), MEASURED):
             try:
                 values = np.asarray(pictures.read(index, channels=channels))
-            except UnreadablePictureError:
+            except UnreadablePictureError as error:
+                problems.append(error)
                 continue  # it is named when its turn comes
             rows, columns = (spread(side, MEASURED_SIDE) for side in values.shape[:2])
             some = values[np.ix_(rows, columns)].reshape(-1, channels).astype(np.float64)
@@ -70,7 +72,7 @@ def measure(pictures: PictureSet, *, channels: int) -> tuple[NDArray[np.float64]
             total += some.sum(axis=0)
             squares += np.square(some).sum(axis=0)
     if num == 0:
-        raise UserError(f"None of the training pictures can be read, such as {pictures.name(0)}.")
+        raise UserError(f"None of the training pictures can be read: {problems[0]}") from problems[0]
     mean = total / num
     std = np.sqrt(np.maximum(squares / num - mean**2, 0))
     return mean, np.where(std > 1e-12, std, 1.0)

@@ -175,8 +175,12 @@ class FindingMemory:
                 LOGGER.warning("A line of the cache %s is damaged; its picture is read again.", self.file)
 
     def add(self, findings: list[tuple[Stamp, Finding]]) -> None:
-        """Keep more findings; those without a stamp cannot be kept."""
-        lines = [json.dumps([*key, *astuple(finding)]) + "\n" for key, finding in findings if key is not None]
+        """Keep more findings; those without a stamp cannot be kept, and what a new package may make readable is not."""
+        lines = [
+            json.dumps([*key, *astuple(finding)]) + "\n"
+            for key, finding in findings
+            if key is not None and not finding.problem
+        ]
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="utf-8") as stream:

@@ -7,15 +7,18 @@ Their values are kept: integers are divided by the largest of their type, floats
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from comvex.data.reading import (
     CHANNEL_MODES,
     DECODING_ERRORS,
+    ORIENTATION,
     WIDE_MODES,
     PictureFile,
     UnreadablePictureError,
@@ -23,6 +26,7 @@ from comvex.data.reading import (
     open_picture,
     printable,
     read_picture,
+    to_channels,
     unreadable,
 )
 from comvex.errors import UserError
@@ -34,8 +38,11 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_CHANNELS = {0: 1, 2: 3, 6: 3}
 """Channels by the colour type in a PNG's header, without opacity; of transparent grey Pillow can read 8 bits only."""
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian, classic and BigTIFF
-ALPHA = (1, 2)
-"""TIFF's kinds of extra samples that say how opaque a pixel is."""
+ALPHA, PREMULTIPLIED = (1, 2), 1
+"""TIFF's kinds of extra samples that say how opaque a pixel is, and the one by which the others are multiplied."""
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+MIN_IS_WHITE, SIGNED = 0, 2
+"""A value of each of the last two of these tags of TIFF."""
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Shares of red, green and blue in grey (ITU-R 601), as Pillow has them."""
 
@@ -90,36 +97,79 @@ def read_values(file: PictureFile, *, channels: int) -> NDArray[np.float32]:
 
 
 def decode_values(file: PictureFile) -> NDArray[np.float32]:
-    """The values of a picture for which ``deep_channels`` has a number: (height, width, its channels)."""
+    """The values of a picture for which ``deep_channels`` has a number, upright: (height, width, its channels)."""
     with open_picture(file) as stream:
         kind = picture_kind(stream)
         if kind == "png":
-            return without_alpha(as_values(decode_png(stream.read())))
+            return decode_png(stream.read())
         if kind == "tiff":
             return decode_tiff(stream)
         with Image.open(stream) as picture:
-            # The 32 bits of Pillow's mode I hold 16 of a PGM
-            return as_values(np.asarray(picture).astype(np.uint16) if picture.mode == "I" else np.asarray(picture))
+            return wide_values(picture)
 
 
-def decode_png(content: bytes) -> NDArray[np.uint16]:
-    """A 16-bit PNG as (height, width) or (height, width, 3 or 4).
+def decode_png(content: bytes) -> NDArray[np.float32]:
+    """The values of a 16-bit PNG, upright: (height, width, 1 or 3).
 
     Of 16-bit colours Pillow keeps the byte that it takes for the higher one; so it is told both orders of bytes.
     """
     with Image.open(io.BytesIO(content)) as picture:
         if picture.mode in WIDE_MODES:
-            return np.asarray(picture).astype(np.uint16)
+            return wide_values(picture)
         mode = picture.mode
-    high, low = (decode_as(content, f"{mode};16{order}").astype(np.uint16) for order in "BL")
-    return np.bitwise_or(high << 8, low, dtype=np.uint16)
+    high, low = (decode_as(content, f"{mode};16{order}") for order in "BL")
+    values = as_values(np.asarray(high).astype(np.uint16) << 8 | np.asarray(low))
+    return upright(without_alpha(values) if mode == "RGBA" else values, low)
 
 
-def decode_as(content: bytes, raw_mode: str) -> NDArray[np.uint8]:
+def decode_as(content: bytes, raw_mode: str) -> Image.Image:
     """A picture whose pixels Pillow unpacks in another way than it would by itself."""
     with Image.open(io.BytesIO(content)) as picture:
         picture.tile = [tile._replace(args=raw_mode) for tile in picture.tile]
-        return np.asarray(picture)
+        picture.load()
+        return picture
+
+
+# Pillow's pictures
+
+
+def picture_values(picture: Image.Image, *, channels: int) -> NDArray[np.float32]:
+    """The values of any Pillow picture, upright: (height, width, 1 or 3), grey or RGB as ``channels`` wants 8 bits."""
+    if picture.mode in WIDE_MODES:
+        return wide_values(picture)
+    picture = ImageOps.exif_transpose(picture)
+    return as_values(np.asarray(to_channels(picture, channels=channels if channels in CHANNEL_MODES else 3)))
+
+
+def wide_values(picture: Image.Image) -> NDArray[np.float32]:
+    """The values of a Pillow picture in one of ``WIDE_MODES``, upright: (height, width, 1).
+
+    Mode I, of 32 bits, stands for the integers that a TIFF's header tells, and else for 16 bits.
+
+    Raises ``ValueError`` if mode I has more than 16 bits that no header tells of.
+    """
+    picture.load()
+    array, inverted = np.asarray(picture), False
+    if isinstance(picture, TiffImageFile):
+        tags = picture.tag_v2
+        if picture.mode == "I":
+            kind = "i" if tags.get(SAMPLE_FORMAT) == (SIGNED,) else "u"
+            array = array.astype(f"{kind}{tags[BITS_PER_SAMPLE][0] // 8}")
+        inverted = tags.get(PHOTOMETRIC) == MIN_IS_WHITE and picture.mode != "F"
+    elif picture.mode == "I":
+        if array.min() < 0 or array.max() > 65535:
+            raise UserError(
+                f"It has values from {array.min()} to {array.max()}, but Pillow's mode I stands for 16 bits, 0 to "
+                "65535: give an array instead."
+            )
+        array = array.astype(np.uint16)
+    values = as_values(array)
+    return upright(1 - values if inverted else values, picture)
+
+
+def upright(values: NDArray[np.float32], picture: Image.Image) -> NDArray[np.float32]:
+    """Values of a picture that has been loaded, turned as its EXIF orientation says (Pillow itself turns TIFFs)."""
+    return turn_upright(values, picture.getexif().get(ORIENTATION, 1))
 
 
 # TIFF
@@ -143,25 +193,55 @@ def tiff_channels(stream: BinaryIO) -> int | None:
 
 
 def decode_tiff(stream: BinaryIO) -> NDArray[np.float32]:
-    """The picture in a TIFF file, the right way up; pages of one sample are its channels."""
-    from tifffile import TiffFile
+    """The picture in a TIFF file, the right way up; pages of one sample are its channels.
+
+    What tifffile has no codec for is read by Pillow if it has one channel. Raises ``ValueError`` for the rest of it.
+    """
+    from tifffile import COMPRESSION, PREDICTOR, TiffFile
 
     with TiffFile(stream) as tiff:
         page, series = tiff.pages.first, tiff.series[0]
         axis = channel_axis(series)
-        values = series.asarray()
+        try:
+            values = series.asarray()
+        except (ValueError, NotImplementedError, ImportError) as error:  # the last one for want of Python's own ZSTD
+            if "imagecodecs" not in str(error) and not isinstance(error, ImportError):
+                raise
+            values = decode_with_pillow(stream) if axis is None else None
+            if values is None:
+                raise UserError(
+                    f"its values (compression {COMPRESSION(page.compression).name}, predictor "
+                    f"{PREDICTOR(page.predictor).name}, {page.bitspersample} bits) need the package imagecodecs: pip "
+                    "install imagecodecs"
+                ) from error
+            return values
         shape = [values.shape[kept] for kept in kept_axes(series) if kept != axis]
         if axis is not None:
             values = np.moveaxis(values, axis, -1)
         values = as_values(values.reshape(*shape, -1))
-        orientation = page.tags.get(274)
-        values = turn_upright(values, 1 if orientation is None else orientation.value)
-        return without_alpha(values) if has_alpha(page) else values
+        inverted = page.photometric == MIN_IS_WHITE and series.dtype.kind != "f"
+        if has_alpha(page):
+            values = without_alpha(
+                values, white=0 if inverted else 1, premultiplied=page.extrasamples[-1] == PREMULTIPLIED
+            )
+        orientation = page.tags.get(ORIENTATION)
+        return turn_upright(1 - values if inverted else values, 1 if orientation is None else orientation.value)
+
+
+def decode_with_pillow(stream: BinaryIO) -> NDArray[np.float32] | None:
+    """The values of a compressed TIFF file of one channel, upright; None if Pillow would not give them exactly."""
+    stream.seek(0)
+    with suppress(Image.UnidentifiedImageError), Image.open(stream) as picture:
+        # Of big-endian files Pillow exchanges the bytes of modes I and F, which libtiff has exchanged already
+        little_endian = isinstance(picture, TiffImageFile) and picture.tag_v2.prefix == b"II"
+        if picture.mode in WIDE_MODES and (little_endian or picture.mode.startswith("I;16")):
+            return wide_values(picture)
+    return None
 
 
 def has_alpha(page: TiffPage) -> bool:
     """Whether the last sample of each pixel says how opaque it is."""
-    return bool(page.extrasamples) and page.extrasamples[-1] in ALPHA
+    return page.samplesperpixel > 1 and bool(page.extrasamples) and page.extrasamples[-1] in ALPHA
 
 
 def kept_axes(series: TiffPageSeries) -> list[int]:
@@ -211,12 +291,10 @@ def as_values(array: NDArray[Any]) -> NDArray[np.float32]:
     return values if largest == 1 else values / np.float32(largest)
 
 
-def without_alpha(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Values whose last of two or four channels is the opacity, laid on white."""
-    if values.shape[-1] not in (2, 4):
-        return values
+def without_alpha(values: NDArray[np.float32], *, white: int = 1, premultiplied: bool = False) -> NDArray[np.float32]:
+    """Values whose last channel is the opacity, with which the others may be multiplied already, laid on white."""
     colours, opacity = values[..., :-1], values[..., -1:]
-    return colours * opacity + (1 - opacity)
+    return (colours if premultiplied else colours * opacity) + white * (1 - opacity)
 
 
 def finite(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -45,7 +45,7 @@ def open_data(name: str, *, split_seed: int = 0, fraction: float = 1.0, val_frac
     found = find_data(name, split_seed=split_seed)
     for note in found.notes:
         LOGGER.info("%s", note)
-    return set_aside(found, name, split_seed=split_seed, fraction=fraction, val_fraction=val_fraction)
+    return settle_depth(set_aside(found, name, split_seed=split_seed, fraction=fraction, val_fraction=val_fraction))
 
 
 def set_aside(
@@ -53,7 +53,7 @@ def set_aside(
 ) -> DataSet:
     """What ``find_data`` found by that name, with pictures for validation and a share of it all, as ``open_data`` says.
 
-    Raises ``ValueError`` if a part is empty then.
+    How deep they are read is not settled. Raises ``ValueError`` if a part is empty then.
     """
     if not 0 < fraction <= 1:
         raise UserError(f"fraction is {fraction}: it must lie in (0, 1].")
@@ -81,7 +81,7 @@ def set_aside(
             raise UserError(
                 f"The {len(part)} {part_name} pictures of {name} have no label at all: nothing can be measured on them."
             )
-    return settle_depth(data)
+    return data
 
 
 def with_validation(data: DataSet, *, split_seed: int = 0, val_fraction: float = 0.1) -> DataSet:

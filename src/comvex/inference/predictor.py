@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from comvex.convit.config import ConViTConfig, as_pair
 from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.convit.weights import default_preprocessing, load_model
-from comvex.data.full_depth import as_values, fit_channels, read_values
-from comvex.data.reading import UnreadablePictureError, read_picture, to_channels
+from comvex.data.full_depth import as_values, finite, fit_channels, picture_values, read_values
+from comvex.data.reading import UnreadablePictureError, blamed, read_picture, to_channels
 from comvex.data.transforms import Preprocessing
 from comvex.device import choose_device
 from comvex.errors import UserError
@@ -64,32 +65,28 @@ class Predictor(Generic[Model]):
         array (height, width, channels) of float32.
 
         Takes a file, a Pillow picture, or an array (height, width) or (height, width, channels), of bytes or 16-bit
-        grey, at full depth of any integers or floats.
-        A file and a Pillow picture are turned as their EXIF orientation says. Raises ``ValueError`` if it is none of
-        these or cannot be read.
+        grey, at full depth of any integers or floats. A file and a Pillow picture are turned as their EXIF orientation
+        says. At full depth a Pillow picture gives what its file does, except that Pillow itself keeps only 8 bits of
+        16-bit colours.
+
+        Raises ``ValueError`` if it is none of these or cannot be read.
         """
-        channels = self.preprocessing.channels
+        channels, full_depth = self.preprocessing.channels, self.preprocessing.full_depth
         if not isinstance(picture, Picture):
             raise UserError(
                 f"A picture of type {type(picture).__name__}: it must be a file, a Pillow picture or an array."
             )
-        if isinstance(picture, Image.Image):
-            picture = ImageOps.exif_transpose(picture)
-        if self.preprocessing.full_depth:
-            if isinstance(picture, str | Path):
-                return read_values(picture, channels=channels)
-            return fit_channels(as_values(np.asarray(picture)), channels)
         if isinstance(picture, str | Path):
-            return read_picture(picture, channels=channels)
+            return read_values(picture, channels=channels) if full_depth else read_picture(picture, channels=channels)
         if isinstance(picture, np.ndarray):
-            try:
-                picture = Image.fromarray(picture)
-            except TypeError as error:
-                raise UserError(
-                    f"An array of shape {picture.shape} and type {picture.dtype} is no picture: it must be "
-                    "(height, width) or (height, width, 3) of uint8, or (height, width) of uint16."
-                ) from error
-        return to_channels(picture, channels=channels)
+            if full_depth:
+                return fit_channels(as_values(picture), channels)
+            picture = picture_from(picture)
+        with blamed(getattr(picture, "filename", "") or "in memory"):
+            if not full_depth:
+                return to_channels(ImageOps.exif_transpose(picture), channels=channels)
+            values = picture_values(picture, channels=channels)
+        return fit_channels(finite(values), channels)
 
     def transform(self, picture: Picture) -> Tensor:
         """The model's input for a picture of any kind that ``read`` takes: (channels, height, width), normalised."""
@@ -122,6 +119,17 @@ class Predictor(Generic[Model]):
                 for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             ]
         return answers
+
+
+def picture_from(array: NDArray[Any]) -> Image.Image:
+    """An array of bytes, 16-bit grey or bools as a Pillow picture; raises ``ValueError`` for any other."""
+    if array.ndim in (2, 3) and array.size > 0 and array.dtype.name in ("uint8", "uint16", "bool"):
+        with suppress(TypeError):
+            return Image.fromarray(array)
+    raise UserError(
+        f"An array of shape {array.shape} and type {array.dtype} is no picture: it must be (height, width) or (height, "
+        "width, 3) of uint8, or (height, width) of uint16 or bool."
+    )
 
 
 def predict_files(
