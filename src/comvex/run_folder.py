@@ -108,7 +108,14 @@ def lock(file: IO[str]) -> None:
 
 
 def read_recipe(run: Path) -> dict[str, Any]:
-    """The recipe of a run, as plain values.
+    """The recipe of a run, as plain values; raises ``ValueError`` as ``read_beginning`` does."""
+    return read_beginning(run)["recipe"]
+
+
+def read_beginning(run: Path) -> dict[str, Any]:
+    """What recipe.json says: the recipe, the steps that it comes to, a fingerprint of the training pictures.
+
+    The last two are not there in the folders of earlier versions.
 
     Raises ``ValueError`` if there is no such folder, it is no run folder, or it was written by another version.
     """
@@ -121,7 +128,9 @@ def read_recipe(run: Path) -> dict[str, Any]:
                 f"The run folder {run} has format {content['format']!r}, written by comvex {content.get('comvex')}: "
                 f"this version reads format {FORMAT}."
             )
-        return content["recipe"]
+        if "recipe" not in content:
+            raise KeyError("recipe")
+        return content
     except FileNotFoundError as error:
         raise UserError(f"The folder {run} is no run folder: it has no {RECIPE}.") from error
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:

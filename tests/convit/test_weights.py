@@ -297,9 +297,9 @@ def test_patch_projection_for_other_channels_is_timms(channels, tmp_path, caplog
     assert model.info.preprocessing["channels"] == channels == len(model.info.preprocessing["mean"])
 
 
-def test_only_three_channels_can_be_adapted(tmp_path):
+def test_only_one_or_three_channels_can_be_adapted(tmp_path):
     file = write("timm.pth", random_state(small_config(image_channel=4)), tmp_path)
-    with pytest.raises(ValueError, match="for 4 input channels and the model for 1: only weights for 3 channels"):
+    with pytest.raises(ValueError, match="for 4 input channels and the model for 1: only weights for 1 or 3 channels"):
         load_model(file, image_channel=1)
 
 

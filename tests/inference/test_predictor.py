@@ -14,6 +14,7 @@ import comvex
 from comvex.data.reading import read_picture
 from comvex.data.sources import open_data
 from comvex.data.transforms import Preprocessing
+from comvex.errors import UserError
 from comvex.inference.predictor import Predictor
 
 
@@ -233,3 +234,9 @@ def test_devices_that_are_not_there_are_refused(small_run):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="finds none on this machine"):
             comvex.load(small_run, device="cuda")
+
+
+def test_less_than_one_class_is_refused(small_run):
+    for top in (0, -1):
+        with pytest.raises(UserError, match=f"top is {top}: it must be a whole number of at least 1"):
+            comvex.load(small_run).predict(np.zeros((8, 8), np.uint8), top=top)

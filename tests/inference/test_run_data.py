@@ -14,6 +14,8 @@ from comvex.errors import UserError
 from comvex.inference.export import ExportPlan, export_model
 from comvex.inference.run_data import evaluation_data, training_data
 from comvex.inference.run_evaluation import evaluate_run
+from comvex.training.recipe import Architecture, Recipe
+from comvex.training.trainer import train
 
 
 @pytest.fixture
@@ -37,7 +39,9 @@ def test_weights_of_a_run_and_what_was_exported_are_tested_on_the_runs_test_pict
         export_model(source, ExportPlan("torch"), out=out)
     known = evaluate_run(run, out=tmp_path / "evaluation")
     shutil.move(run, tmp_path / "gone")
-    assert training_data(exported[0]) == {"data": "digits", "split_seed": 3, "fraction": 0.5, "val_fraction": 0.2}
+    split = {"split_seed": 3, "fraction": 0.5, "val_fraction": 0.2}
+    of_run = json.loads((tmp_path / "gone" / "recipe.json").read_text())["training_pictures"]
+    assert training_data(exported[0]) == {"data": "digits", **split, "training_pictures": of_run}
     moved = [tmp_path / "gone" / file.relative_to(run) for file in weights]
     for source in (*moved, *exported):
         for data in (None, "digits"):
@@ -77,3 +81,29 @@ def test_parts_that_the_data_have_themselves_need_no_word(small_run, tmp_path, c
     for part in ("val", "test"):
         assert len(evaluation_data(tmp_path / "best.safetensors", str(tmp_path / "data"), part=part).part(part)) == 10
     assert not caplog.records
+
+
+def test_it_is_said_if_the_run_had_other_training_pictures(tmp_path, caplog, monkeypatch):
+    """More pictures are split otherwise: some of those that were trained on are then among the test pictures."""
+    monkeypatch.chdir(tmp_path)
+    write_classes(Path("pets"), num=20)
+    train(Recipe(data="pets", steps=1, model=Architecture(dim=32, image_size=16)), Path("run"))
+    export_model("run", ExportPlan("torch"), out=Path("exported"))
+    for source in ("run", "exported"):
+        evaluation_data(source, None, part="test")
+    assert "may have been among those" not in caplog.text
+    write_classes(Path("pets"), num=30)
+    for source in ("run", "exported"):
+        caplog.clear()
+        evaluation_data(source, None, part="test")
+        assert f"training pictures of pets are not those that {source} was trained on" in caplog.text
+    shutil.rmtree("pets")
+    with pytest.raises(UserError, match="run was trained on pets, which --data can name otherwise: There is no data"):
+        evaluation_data("run", None, part="test")
+
+
+def write_classes(root: Path, *, num: int) -> None:
+    for label in ("cat", "dog"):
+        (root / label).mkdir(parents=True, exist_ok=True)
+        for number in range(num):
+            Image.new("RGB", (16, 16), (8 * number, 0, 0)).save(root / label / f"{number}.png")

@@ -27,6 +27,8 @@ from comvex.errors import UserError
 from comvex.files import read_table
 from comvex.training import plan
 from comvex.training.build import build_model
+from comvex.training.plan import make_plan
+from comvex.training.ranks import Ranks
 from comvex.training.recipe import Architecture, Options, Recipe
 from comvex.training.trainer import begin_folder, train
 
@@ -196,10 +198,11 @@ def test_what_a_killed_beginning_leaves_is_no_other_thing(tmp_path):
 
 def test_what_a_killed_export_leaves_in_a_run_does_not_stop_it_from_going_on(tmp_path):
     out = tmp_path / "run"
-    begin_folder(QUICK, out, num_steps=4, overwrite=False)
+    made_plan = make_plan(QUICK, Options(), torch.device("cpu"), Ranks())
+    begin_folder(QUICK, made_plan, out, overwrite=False)
     (out / "exported" / ".onnx-float32.4711.tmp").mkdir(parents=True)  # or one that is still being written
     (out / ".metrics.csv.4711.tmp").write_text("epoch")
-    begin_folder(QUICK, out, num_steps=4, overwrite=False)
+    begin_folder(QUICK, made_plan, out, overwrite=False)
     assert [path.name for path in out.rglob(".*.tmp")] == [".onnx-float32.4711.tmp"]
 
 
@@ -438,3 +441,26 @@ def test_two_threads_do_not_train_in_one_folder(tmp_path):
         with pytest.raises(UserError, match="This process is training"), run_folder.locked(tmp_path / "run"):
             pass
     train(replace(QUICK, steps=1), tmp_path / "run")
+
+
+def test_a_folder_is_the_same_data_however_it_is_spelt():
+    assert Recipe(data="./pets/") == Recipe(data="pets")
+    assert Recipe(data="wds/./pets-{000..011}.tar").data == "wds/./pets-{000..011}.tar"
+    assert Recipe(data="").data == ""
+
+
+def test_weights_for_grey_pictures_take_colours_on_request_and_say_what_they_do_without(small_run, tmp_path, caplog):
+    data = open_data(str(noise_folder(tmp_path / "pictures")))
+    grey = build_model(Recipe(weights=str(small_run)), data)
+    assert grey.config.image_channel == 1
+    assert "are for grey pictures, so those of pictures are read as grey: model.channels = 3" in caplog.text
+    caplog.clear()
+    colour = build_model(Recipe(weights=str(small_run), model=Architecture(channels=3)), data)
+    assert "grey" not in caplog.text
+    pictures = torch.rand(2, 1, 8, 8)
+    with torch.inference_mode():
+        features = [
+            model.eval().forward_features(pictures.expand(-1, channels, -1, -1))
+            for model, channels in ((grey, 1), (colour, 3))
+        ]
+    torch.testing.assert_close(*features)

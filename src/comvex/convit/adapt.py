@@ -20,15 +20,17 @@ def resample_patch_projection(weight: Tensor, patch_size: int) -> Tensor:
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
-    """A patch projection of three channels for another number of them, by timm's rule.
+    """A patch projection of one or three channels for another number of them, by timm's rule.
 
-    One channel gets the sum of the three; more repeat them, scaled so that the sum stays what it was. Raises
-    ``ValueError`` if it has not three channels.
+    One channel gets the sum of the three; more repeat what there is, scaled so that the sum stays what it was. Raises
+    ``ValueError`` if it has another number of channels.
     """
+    if weight.shape[1] == 1:
+        return weight.repeat(1, channels, 1, 1) / channels
     if weight.shape[1] != 3:
         raise UserError(
-            f"The weights are for {weight.shape[1]} input channels and the model for {channels}: only weights for 3 "
-            "channels can be adapted to another number."
+            f"The weights are for {weight.shape[1]} input channels and the model for {channels}: only weights for 1 or "
+            "3 channels can be adapted to another number."
         )
     from timm.models import adapt_input_conv  # pyright: ignore[reportPrivateImportUsage]
 

@@ -174,7 +174,9 @@ def download_from_hub(name: str, hub_id: str, **download: Any) -> Path:
         return Path(hf_hub_download(hub_id, weights, **download))
     # The client lets through whatever its network library raises; each means that the file is not to be had.
     except Exception as error:
-        raise not_fetched(name, hub_id, error, use="give that folder instead of the name") from error
+        raise not_fetched(
+            name, hub_id, error, use="give that folder instead of the name (in comvex train as --weights)"
+        ) from error
 
 
 def not_fetched(name: str, hub_id: str, error: Exception, *, use: str) -> UserError:

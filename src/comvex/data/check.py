@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -235,7 +236,9 @@ def describe_check(report: dict[str, Any], *, most: int = 20) -> str:
         few = ", ".join(f"{label} ({count})" for label, count in report["small_classes"].items())
         lines.append(f"too small    {few}: fewer than {FEWEST} training pictures")
     if report["suggestions"] and not report["refused"]:
-        lines.append(f"suggested    comvex train --data {report['data']} {' '.join(report['suggestions'])}")
+        lines.append(
+            f"suggested    comvex train --data {shlex.quote(report['data'])} {' '.join(report['suggestions'])}"
+        )
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from comvex.errors import UserError
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 """Endings of the files that count as pictures in a folder, in lower case."""
 
 CHANNEL_MODES = {1: "L", 3: "RGB"}

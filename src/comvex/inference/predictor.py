@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from comvex.convit.config import ConViTConfig, as_pair
+from comvex.convit.config import ConViTConfig, as_pair, check_integer
 from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.convit.weights import default_preprocessing, load_model
 from comvex.data.full_depth import as_values, finite, fit_channels, picture_values, read_values
@@ -24,6 +24,7 @@ from comvex.device import choose_device
 from comvex.errors import UserError
 from comvex.inference.exported import ExportedModel, is_exported, open_exported
 from comvex.inference.task import choose_task
+from comvex.terminal import progress_bar
 
 Picture = str | Path | Image.Image | np.ndarray
 Model = TypeVar("Model", bound=nn.Module)
@@ -92,14 +93,25 @@ class Predictor(Generic[Model]):
         """The model's input for a picture of any kind that ``read`` takes: (channels, height, width), normalised."""
         return self.preprocessing.transform()(self.read(picture))
 
-    @torch.inference_mode()
     def probabilities(self, pictures: Iterable[Picture]) -> Tensor:
         """The probability of every class for every picture: (num_pictures, num_classes), on the CPU.
 
         Each row sums to one, unless the model is multi-label: then every class is a yes or no of its own.
         """
-        inputs = torch.stack([self.transform(picture) for picture in pictures])
-        return self.task.probabilities(self.model(inputs.to(self.device)).float()).cpu()
+        return self.probabilities_of_inputs([self.transform(picture) for picture in pictures])
+
+    @torch.inference_mode()
+    def probabilities_of_inputs(self, inputs: Sequence[Tensor]) -> Tensor:
+        """``probabilities`` of what ``transform`` made of the pictures."""
+        return self.task.probabilities(self.model(torch.stack(list(inputs)).to(self.device)).float()).cpu()
+
+    def best(self, probabilities: Tensor, *, top: int) -> list[list[Prediction]]:
+        """The ``top`` most probable classes of each row of ``probabilities``, best first."""
+        chosen = probabilities.topk(min(top, len(self.labels)))
+        return [
+            [Prediction(self.labels[label], value) for value, label in zip(*row, strict=True)]
+            for row in zip(chosen.values.tolist(), chosen.indices.tolist(), strict=True)
+        ]
 
     def predict(
         self, pictures: Picture | Iterable[Picture], *, top: int = 5, batch_size: int = 64
@@ -107,17 +119,14 @@ class Predictor(Generic[Model]):
         """The ``top`` most probable classes of each picture, best first.
 
         ``pictures`` is one picture or several; the answer is always a list with one entry a picture. Raises
-        ``ValueError`` for what is no picture.
+        ``ValueError`` for what is no picture, and for less than one class.
         """
+        check_integer("top", top, at_least=1)
         if isinstance(pictures, Picture):
             pictures = [pictures]
         waiting, answers = list(pictures), []
         for first in range(0, len(waiting), batch_size):
-            best = self.probabilities(waiting[first : first + batch_size]).topk(min(top, len(self.labels)))
-            answers += [
-                [Prediction(self.labels[label], value) for value, label in zip(*row, strict=True)]
-                for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            ]
+            answers += self.best(self.probabilities(waiting[first : first + batch_size]), top=top)
         return answers
 
 
@@ -146,23 +155,26 @@ def predict_files(
 
     ``image_size`` is a side in pixels or (height, width), by default that of the weights.
     """
-    if top < 1:
-        raise UserError(f"top is {top}: it must be at least 1.")
+    check_integer("top", top, at_least=1)
     predictor = open_predictor(source, config=config, device=device)
     if image_size is not None:
         predictor.preprocessing = replace(predictor.preprocessing, image_size=as_pair(image_size))
     predictions: dict[str, list[dict[str, Any]]] = {}
     problems = []
-    for first in range(0, len(files), batch_size):
-        readable = {}
-        for file in files[first : first + batch_size]:
-            try:
-                readable[str(file)] = predictor.read(file)
-            except UnreadablePictureError as error:
-                problems.append(str(error))
-        answers = predictor.predict(readable.values(), top=top)
-        for file, answer in zip(readable, answers, strict=True):
-            predictions[file] = [asdict(entry) for entry in answer]
+    with progress_bar(transient=True) as progress:
+        bar = progress.add_task(f"{len(files)} pictures", total=len(files))
+        for first in range(0, len(files), batch_size):
+            inputs = {}  # at the model's size: of photographs a whole batch would fill the memory
+            for file in files[first : first + batch_size]:
+                try:
+                    inputs[str(file)] = predictor.transform(file)
+                except UnreadablePictureError as error:
+                    problems.append(str(error))
+                progress.advance(bar)
+            if inputs:
+                answers = predictor.best(predictor.probabilities_of_inputs(list(inputs.values())), top=top)
+                for file, answer in zip(inputs, answers, strict=True):
+                    predictions[file] = [asdict(entry) for entry in answer]
     return predictions, problems
 
 

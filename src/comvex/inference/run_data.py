@@ -20,7 +20,7 @@ SPLIT = ("split_seed", "fraction", "val_fraction")
 
 
 def training_data(source: str | Path) -> dict[str, Any]:
-    """``data`` and its ``SPLIT`` of the run that a model is of; nothing if that is not known.
+    """``data``, its ``SPLIT`` and a fingerprint of the ``training_pictures`` of a model's run; nothing if not known.
 
     ``source`` is a run folder, a weights file in one, or what ``comvex export`` made of either, wherever that lies now.
     Raises ``ValueError`` if the run or the exported model is of another version or damaged.
@@ -28,8 +28,11 @@ def training_data(source: str | Path) -> dict[str, Any]:
     if is_exported(source):
         return read_content(folder_of(source)).get("training_data", {})
     run = run_of(source)
-    recipe = {} if run is None else run_folder.read_recipe(run)
-    return {name: recipe[name] for name in ("data", *SPLIT) if name in recipe}
+    if run is None:
+        return {}
+    beginning = run_folder.read_beginning(run)
+    known = {name: beginning["recipe"][name] for name in ("data", *SPLIT) if name in beginning["recipe"]}
+    return known | {name: beginning[name] for name in ("training_pictures",) if name in beginning}
 
 
 def run_of(source: str | Path) -> Path | None:
@@ -43,7 +46,8 @@ def evaluation_data(source: str | Path, data: str | None, *, part: Part) -> Data
     """The data set asked for, or else the one that ``source`` was trained on, split as it was there.
 
     Nothing is set aside for the part "all" of other data than the run's own, nor where there are no training pictures.
-    Where the split of the training is not known and another one would have other pictures in the part, the log says so.
+    Where the split of the training is not known and another one would have other pictures in the part, the log says so,
+    and where the training pictures of the run's own data are no longer those that it had.
     Raises ``ValueError`` if no data are asked for and those that ``source`` was trained on are not known.
     """
     known = training_data(source)
@@ -54,7 +58,18 @@ def evaluation_data(source: str | Path, data: str | None, *, part: Part) -> Data
                 f"{source} does not say what it was trained on, as a run folder does: --data must say what to evaluate "
                 f"it on{such_as_data(source)}."
             )
-        return open_data(known["data"], **split)
+        try:
+            own = open_data(known["data"], **split)
+        except UserError as error:
+            raise UserError(
+                f"{source} was trained on {known['data']}, which --data can name otherwise: {error}"
+            ) from error
+        if known.get("training_pictures", own.train.fingerprint()) != own.train.fingerprint():
+            LOGGER.warning(
+                "The training pictures of %s are not those that %s was trained on, or have another place: some of the "
+                "%s pictures may have been among those, and the figures too good.", own.name, source, part,
+            )  # fmt: skip
+        return own
     found = find_data(data, split_seed=split.get("split_seed", 0))
     if part == "all" or len(found.train) == 0:
         return found

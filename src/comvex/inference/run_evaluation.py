@@ -123,6 +123,8 @@ def evaluate_run(
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: it must be at least 1.")
+    if workers < 0:
+        raise UserError(f"workers is {workers}: it must not be negative.")
     changes = changes or Changes()
     predictor = open_predictor(source, config=config, device=device)
     data_set = evaluation_data(source, data, part=part).read_at(full_depth=predictor.preprocessing.full_depth)

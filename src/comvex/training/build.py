@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from timm.data.mixup import Mixup
     from timm.scheduler.cosine_lr import CosineLRScheduler as Schedule
     from timm.utils.model_ema import ModelEmaV3
+
+LOGGER = logging.getLogger(__name__)
 
 INITIAL_WEIGHTS = 11
 """Purpose that a seed is derived for."""
@@ -119,6 +122,11 @@ def build_model(recipe: Recipe, data: DataSet) -> ConViTWithLinearClassifier:
     model = load_model(recipe.weights, num_classes=len(data.classes), **changes)
     if model.info is not None and model.info.labels not in ((), data.classes):
         model.reset_classifier(len(data.classes))  # as many classes, but others
+    if model.config.image_channel == 1 and data.channels == 3:
+        LOGGER.warning(
+            "The weights %s are for grey pictures, so those of %s are read as grey: model.channels = 3 keeps their "
+            "colours.", recipe.weights, data.name,
+        )  # fmt: skip
     return model
 
 

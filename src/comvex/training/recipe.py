@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,8 +142,9 @@ class Recipe:
     patience: Annotated[int | None, DEFAULT_TOLD] = None
     """Stop when that many epochs in a row were not the best in validation. Default: never."""
     select: Select = "best"
-    """Which epoch's weights are kept as the run's and tested: the best in validation, or the last. Where few pictures
-    are left for validation, the best is the luckiest of many epochs; last needs no luck, and no patience."""
+    """Which epoch's weights are kept as the run's and tested: the best in validation (of those whose accuracy is within
+    a standard error of the highest the one with the least loss), or the last. Where few pictures are left for
+    validation, the best is the luckiest of many epochs; last needs no luck, and no patience."""
     seed: int = 0
     """Seed of initial weights, order, augmentation and dropout."""
 
@@ -162,6 +164,8 @@ class Recipe:
         for name in ("ema_decay", "layer_decay"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must lie in (0, 1].")
+        if self.data and not self.data.startswith(("hfds/", "wds/")):
+            object.__setattr__(self, "data", os.path.normpath(self.data))  # pets/ and ./pets are pets
         for name, choices in (("balance", Balance), ("precision", Precision), ("select", Select)):
             *others, last = get_args(choices)
             if getattr(self, name) not in (*others, last):

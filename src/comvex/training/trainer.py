@@ -72,7 +72,7 @@ def train(recipe: Recipe, out: Path, *, options: Options | None = None) -> dict[
                 if summary is not None and not options.overwrite:
                     return summary
                 if ranks.first:
-                    begin_folder(recipe, out, num_steps=plan.num_steps, overwrite=options.overwrite)
+                    begin_folder(recipe, plan, out, overwrite=options.overwrite)
                 with log_to(out / "log.txt", before=held.records, enabled=ranks.first), stop_requests() as stop:
                     LOGGER.info("command: %s", train_command(recipe.to_dict(), out), extra=FILE_ONLY)
                     return carry_out(plan, out, stop)
@@ -269,7 +269,7 @@ def check_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
         )
 
 
-def begin_folder(recipe: Recipe, out: Path, *, num_steps: int, overwrite: bool) -> None:
+def begin_folder(recipe: Recipe, plan: Plan, out: Path, *, overwrite: bool) -> None:
     """Write the recipe into the run folder, unless it is there; with ``overwrite`` what is there goes first."""
     for path in out.rglob("*"):
         if is_temporary(path) and path.is_file():  # of a process that was killed while writing
@@ -287,6 +287,7 @@ def begin_folder(recipe: Recipe, out: Path, *, num_steps: int, overwrite: bool) 
             "format": run_folder.FORMAT,
             "comvex": comvex.__version__,
             "recipe": recipe.to_dict(),
-            "num_steps": num_steps,
+            "num_steps": plan.num_steps,
+            "training_pictures": plan.data.train.fingerprint(),
         }
         write_text(out / run_folder.RECIPE, json.dumps(content, indent=2) + "\n")
