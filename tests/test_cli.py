@@ -285,6 +285,16 @@ def test_the_usage_repeats_the_words_that_were_given(words, usage, capsys):
     assert capsys.readouterr().out.startswith(usage)
 
 
+def test_help_does_not_tell_what_happens_without_a_value_that_a_recipe_has(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    for name, told in (("fine-tune", False), ("small-data", True)):
+        with pytest.raises(SystemExit):
+            main(["train", name, "--help"])
+        text = " ".join(re.sub(r"[│\s]+", " ", capsys.readouterr().out).split())
+        assert ("Default: all the same" in text) is told  # --layer-decay
+        assert ("(default: 0.75)" in text) is not told
+
+
 def test_what_no_does_is_told_beside_no(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")  # one column
     with pytest.raises(SystemExit):

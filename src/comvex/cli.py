@@ -85,13 +85,13 @@ def parse(arguments: Sequence[str]) -> Command:
         rest = Train.name_first(rest)
     if command is Data and rest and not rest[0].startswith("-") and rest[0] != "check":
         raise UserError(f"There is no comvex data {rest[0]}: did you mean comvex data check {rest[0]}?")
+    default = Train.default(rest) if command is Train else None
     if {"-h", "--help"} & set(rest):
-        unwrap_texts(command)
+        unwrap_texts(command, default)
         # Of the arguments, tyro's usage has those that are still to be given
         program = " ".join([program, *itertools.takewhile(lambda word: not word.startswith("-"), rest)])
-    if command is not Train:
+    if default is None:
         return tyro.cli(command, prog=program, args=rest, config=(FlagCreatePairsOff,))
-    default = Train.default(rest)
     while True:  # until the recipe that was parsed is the one whose values it started from
         parsed = tyro.cli(Train, prog=program, args=rest, default=default, config=(FlagCreatePairsOff,))
         fitting = Train.starting_from(parsed.name, parsed.recipe.model.preset)

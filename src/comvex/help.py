@@ -21,22 +21,25 @@ DEFAULT_TOLD = arg(help_behavior_hint=unless_none)
 "(default: None)", or "(default: True)" beside --no-..."""
 
 
-def unwrap_texts(command: type[Any]) -> None:
+def unwrap_texts(command: type[Any], default: Any = None) -> None:
     """Make one line of the docstring of each field of a command and its settings.
 
-    tyro joins the lines of a text that are not indented, and those of a field's docstring are.
+    tyro joins the lines of a text that are not indented, and those of a field's docstring are. Where ``default``, the
+    command's values before the arguments, has a value, the text does not tell what happens without one.
     """
-    for cls in with_settings(command):
+    for cls, values in with_settings(command, default):
         texts = {each.arg_name: each.description for each in parse_from_object(cls).params if each.description}
         for field in dataclasses.fields(cls):
             if field.name in texts:
                 text = " ".join(texts[field.name].split())
+                if field.default is None and getattr(values, field.name, None) is not None:
+                    text = text.partition(" Default: ")[0]
                 field.metadata = MappingProxyType({**field.metadata, "help": text})
 
 
-def with_settings(cls: type[Any]) -> Iterator[type[Any]]:
-    """A dataclass and those that its fields are of."""
-    yield cls
-    for hint in get_type_hints(cls).values():
+def with_settings(cls: type[Any], values: Any) -> Iterator[tuple[type[Any], Any]]:
+    """A dataclass and those that its fields are of, each with its part of ``values``, an instance of it or None."""
+    yield cls, values
+    for name, hint in get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            yield from with_settings(hint)
+            yield from with_settings(hint, getattr(values, name, None))

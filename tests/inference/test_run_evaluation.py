@@ -57,7 +57,7 @@ def test_size_crop_and_interpolation_replace_those_of_the_weights(small_run_copy
     assert found["top1"] == expected.scores.top1
     if changes:
         assert found["loss"] != by_hand(small_run_copy).loss
-    files = {"confusion.png", "reliability.png", "per_class.csv"}
+    files = {"confusion.png", "reliability.png", "per_class.csv", "evaluated.json"}
     assert {file.name for file in (small_run_copy / "evaluation" / folder).iterdir()} == files
 
 
@@ -124,6 +124,16 @@ def test_files_of_older_weights_of_a_run_are_replaced_and_an_unfinished_run_says
     assert (again["files_kept"], again["unfinished_epoch"]) == (False, epoch)
     assert f"best weights so far, of epoch {epoch}\n" in describe_evaluation(again)
     assert evaluate_run(small_run_copy, out=tmp_path / "own")["files_kept"]  # a folder that somebody has named
+
+
+def test_figures_of_other_pictures_of_the_same_name_are_replaced(small_run_copy, tmp_path):
+    for number, label in enumerate(((7, "7"), (5, "5"))):
+        folder = digits_folder(tmp_path / f"{number}" / "same", dict([label, (2, "2")]), most=8)
+        found = evaluate_run(small_run_copy, data=str(folder), part="all")
+        assert not found["files_kept"]
+        with Path(found["per_class_table"]).open() as file:
+            assert label[1] in [row["class"] for row in csv.DictReader(file)]
+        assert evaluate_run(small_run_copy, data=str(folder), part="all")["files_kept"]
 
 
 def test_classes_that_the_model_has_in_another_order_are_told_apart(small_run, tmp_path):

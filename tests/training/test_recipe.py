@@ -51,6 +51,9 @@ def test_steps_follow_from_epochs_or_from_the_number_of_pictures():
     assert Recipe(epochs=4, batch_size=64).num_steps(1000) == 4 * 15
     assert Recipe(epochs=4, batch_size=64).num_steps(10) == 4
     assert Recipe(batch_size=100).num_steps(1000) == 80 * 10
+    assert Recipe(batch_size=64).num_steps(127) == 1000  # a step an epoch shows 64 of them: 1,250 would be 80,000
+    assert Recipe(batch_size=64).num_steps(191) == 2 * 625
+    assert Recipe(batch_size=64).num_steps(3) == 1000
     assert Recipe(batch_size=100).num_steps(60_000) == 10 * 600
 
 

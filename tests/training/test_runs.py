@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -148,6 +151,19 @@ def test_the_command_prints_tables_and_names_what_cannot_be_read(zoo, capsys):
     assert "What the recipes have different:" in lines
     assert any(line.split() == ["deep/er/c", "48", "6"] for line in lines)
     assert sum("cannot be read: " in line for line in lines) == 5
+
+
+def test_names_stay_whole_in_a_terminal_of_eighty_columns(zoo, monkeypatch):
+    """Rich takes this for a terminal, of that width."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    written = StringIO()
+    with redirect_stdout(written):
+        assert main(["runs", str(zoo)]) == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", written.getvalue()).splitlines()
+    assert lines[0].split() == ["run", "data", "state", "epochs", "val,", "%", "test,", "%"]
+    assert max(map(len, lines[:4])) <= 80
+    assert {line.split()[0] for line in lines[1:4]} == {"deep/b", "deep/er/c", "a"}
 
 
 def test_the_command_answers_json_without_torch(zoo):

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
 UNITS = {"top1": "", "map": " mAP"}
 """What stands behind val and test figures that are not top-1 accuracies."""
+COLUMNS = (
+    "run", "data", "model", "state", "params", "epochs", "val, %", "test, %", "loss", "seconds", "img/s", "date",
+)  # fmt: skip
+WIDE = 120
+"""Characters a line from which there is room for all of them."""
+IN_80 = ("run", "data", "state", "epochs", "val, %", "test, %")
+"""Those of a narrower terminal."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ def print_runs(runs: Sequence[Run], differences: dict[str, dict[str, Any]]) -> N
         console = Console(width=10_000)
     readable = [run for run in runs if run.problem is None]
     if readable:
-        console.print(figures_table(readable))
+        console.print(figures_table(readable, COLUMNS if console.width >= WIDE else IN_80))
     if differences:
         console.print("\nWhat the recipes have different:\n")
         console.print(differences_table(differences))
@@ -63,31 +70,34 @@ def print_runs(runs: Sequence[Run], differences: dict[str, dict[str, Any]]) -> N
             console.print(f"{run.name} cannot be read: {run.problem}", markup=False, highlight=False, soft_wrap=True)
 
 
-def figures_table(runs: Sequence[Run]) -> Table:
+def figures_table(runs: Sequence[Run], columns: Sequence[str]) -> Table:
+    """A line for each run."""
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    for name in ("run", "data"):
-        table.add_column(name, overflow="fold")
-    for name in ("model", "state"):
-        table.add_column(name)
-    for name in ("params", "epochs", "val, %", "test, %", "loss", "seconds", "img/s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("date", no_wrap=True)
+    for name in columns:
+        if name in ("run", "data", "model"):
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="left" if name in ("state", "date") else "right", no_wrap=True)
     for run in runs:
         unit = UNITS[run.criterion or "top1"]
-        table.add_row(
-            *(escape(text or "-") for text in (run.name, run.data, run.model, run.state)),
-            figure(run.num_parameters, ",d"),
-            figure(run.epochs, "d"),
-            figure(run.val, ".2f", unit),
-            figure(run.test, ".2f", unit),
-            figure(run.loss, ".4f"),
-            figure(run.seconds, ".0f"),
-            figure(run.pictures_per_second, ".0f"),
-            (run.date or "-")[:16],  # without seconds
-        )
+        cells = {
+            "run": run.name,
+            "data": run.data,
+            "model": run.model,
+            "state": run.state,
+            "params": figure(run.num_parameters, ",d"),
+            "epochs": figure(run.epochs, "d"),
+            "val, %": figure(run.val, ".2f", unit),
+            "test, %": figure(run.test, ".2f", unit),
+            "loss": figure(run.loss, ".4f"),
+            "seconds": figure(run.seconds, ".0f"),
+            "img/s": figure(run.pictures_per_second, ".0f"),
+            "date": (run.date or "-")[:16],  # without seconds
+        }
+        table.add_row(*(escape(cells[name] or "-") for name in columns))
     return table
 
 

@@ -45,8 +45,8 @@ class Train:
     out: Annotated[Path | None, DEFAULT_TOLD] = None
     """Run folder. Default: runs/DATA-HASH, where the hash stands for the recipe."""
     dry_run: bool = False
-    """Train nothing: print the resolved recipe and the parameter groups, and draw augmented pictures and the schedule
-    into the folder OUT.dry-run."""
+    """Train nothing: print the recipe, the model and the parameter groups that it comes to, and draw augmented pictures
+    and the schedule into the folder OUT.dry-run."""
     json: bool = False
     """Print the summary as one JSON object on standard output, and nothing else there."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from comvex.data.picture_set import PictureSet
 from comvex.data.sources import DataSet
 from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
-from comvex.files import check_writable, write_table
+from comvex.files import check_writable, write_table, write_text
 from comvex.inference.calibration import draw_reliability
 from comvex.inference.classes import match_classes
 from comvex.inference.evaluate import Evaluation, evaluate
@@ -32,6 +33,9 @@ from comvex.inference.processes import place_and_number
 from comvex.inference.run_data import Part, evaluation_data, run_of
 from comvex.inference.task import Task
 from comvex.terminal import progress_bar
+
+EVALUATED = "evaluated.json"
+"""The file beside an evaluation's figures that says of which pictures they are."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def evaluate_run(
     For a multi-label model the average precision of every class is drawn instead of the confusion matrix. Returns the
     figures, in percent where they are shares; ``by_class`` has a row per class of the data. The files go to ``out``, by
     default RUN/evaluation/DATA-PART; those that are there already are kept unless ``overwrite`` or, in the default
-    folder, the run's weights are newer.
+    folder, the run's weights are newer or the pictures were others.
 
     The data may have fewer classes than the model: they are matched by name, and the model still answers among all of
     its own (a multi-label model is asked for those of the data alone).
@@ -132,8 +136,10 @@ def evaluate_run(
     order = class_order(predictor, data_set)
     folder = out or evaluation_folder(source) / "-".join([data_set.name, part, *changes.words()])
     files = evaluation_files(predictor.task, folder)
+    pictures = [each.fingerprint() for each in chosen_parts(data_set, part)]
+    stale = overwrite or (out is None and read_pictures(folder) != pictures)
     changed = 0.0 if out is not None else time_of_weights(source)
-    kept = {file for file in files.values() if file.exists() and file.stat().st_mtime > changed and not overwrite}
+    kept = {file for file in files.values() if file.exists() and file.stat().st_mtime > changed and not stale}
     if len(kept) < len(files):
         check_writable(folder)  # now, and not when all has been computed
     evaluation = evaluate_parts(
@@ -142,6 +148,8 @@ def evaluate_run(
     which = "" if part == "all" else f"{part} "
     title = f"{data_set.name}, {evaluation.num_pictures} {which}pictures"
     write_files(evaluation, predictor.task, data_set.classes, files, title=title, kept=kept)
+    if len(kept) < len(files):
+        write_text(folder / EVALUATED, json.dumps({"data": data_set.name, "part": part, "pictures": pictures}) + "\n")
     return {
         "source": str(source),
         "unfinished_epoch": unfinished_epoch(source, predictor),
@@ -158,6 +166,14 @@ def evaluate_run(
         **{name: str(file) for name, file in files.items()},
         "files_kept": bool(kept),
     }
+
+
+def read_pictures(folder: Path) -> list[str] | None:
+    """Fingerprints of the pictures that a folder's figures are of; None if it does not say."""
+    try:
+        return json.loads((folder / EVALUATED).read_text())["pictures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def time_of_weights(source: str | Path) -> float:

@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: the resolved recipe in words, its pictures and its schedule as figures."""
+"""What a run would do, without doing it: recipe, model and steps in words, its pictures and its schedule as figures."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def dry_run(recipe: Recipe, folder: Path, *, options: Options) -> str:
     draw_samples(plan, folder / "samples.png")
     draw_schedule(plan, folder / "schedule.png")
     data, config = plan.data, plan.model.config
+    per_epoch = plan.recipe.steps_per_epoch(len(data.train))
     return "\n".join(
         [
             "Recipe:",
@@ -47,7 +48,7 @@ def dry_run(recipe: Recipe, folder: Path, *, options: Options) -> str:
             f"  {data.name}: {len(data.classes)} classes, {len(data.train)} training, "
             f"{len(data.val or ())} validation, {len(data.test or ())} test pictures",
             *(f"  {note}" for note in data.notes),
-            f"  {plan.num_steps} steps, {plan.recipe.steps_per_epoch(len(data.train))} an epoch, on {plan.device}",
+            f"  {plan.num_steps} steps in {plan.num_steps / per_epoch:.4g} epochs, on {plan.device}",
             f"Figures: {folder / 'samples.png'}, {folder / 'schedule.png'}",
         ]
     )

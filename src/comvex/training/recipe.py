@@ -16,7 +16,9 @@ from comvex.errors import UserError
 from comvex.help import DEFAULT_TOLD
 
 SHOWN = 80_000
-"""Pictures that a run shows unless told otherwise."""
+"""Pictures that a run shows unless told otherwise, ..."""
+FEWEST_EPOCHS, MOST_EPOCHS = 10, 1000
+"""... within these limits: of a few dozen pictures an epoch is one step, which its validation outlasts."""
 
 ADAPTABLE = ("image_size", "patch_size", "channels", "drop_path", "attention_dropout")
 """What can be chosen of the model when it starts from given weights."""
@@ -100,7 +102,7 @@ class Recipe:
     model: Architecture = field(default_factory=Architecture)
     augment: Augmentation = field(default_factory=Augmentation)
     epochs: Annotated[int | None, DEFAULT_TOLD] = None
-    """Passes over the training pictures. Default: as many as show 80,000 pictures, at least 10."""
+    """Passes over the training pictures. Default: as many as show 80,000 pictures, at least 10 and at most 1,000."""
     steps: Annotated[int | None, DEFAULT_TOLD] = None
     """Training steps; if given they count, and not epochs and cool-down."""
     batch_size: int = 64
@@ -195,7 +197,10 @@ class Recipe:
 
     def num_epochs(self, num_pictures: int) -> int:
         """Passes over that many training pictures, unless ``steps`` is given."""
-        return self.epochs if self.epochs is not None else max(10, round(SHOWN / num_pictures))
+        if self.epochs is not None:
+            return self.epochs
+        shown = self.steps_per_epoch(num_pictures) * min(self.batch_size, num_pictures)
+        return min(max(FEWEST_EPOCHS, round(SHOWN / shown)), MOST_EPOCHS)
 
     def steps_per_epoch(self, num_pictures: int) -> int:
         return max(1, num_pictures // self.batch_size)
