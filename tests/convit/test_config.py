@@ -317,7 +317,7 @@ def test_unknown_preset_names_the_nearest(name: str, near: str) -> None:
 
 
 def test_preset_unlike_any_lists_them_all() -> None:
-    with pytest.raises(ValueError, match="no preset 'resnet50': The presets are " + ", ".join(PRESETS)):
+    with pytest.raises(ValueError, match="no preset 'resnet50': the presets are " + ", ".join(PRESETS)):
         ConViTConfig.from_preset("resnet50")
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from comvex.cli import main
 from comvex.data import check, examine
-from comvex.data.check import check_data
+from comvex.data.check import check_data, describe_check
 from comvex.data.examine import examine as examine_picture
 
 
@@ -116,6 +116,16 @@ def test_several_labels_a_picture_are_counted_each(tmp_path, capsys):
     _, report = run(capsys, tmp_path / "x.csv")
     assert report["multi_label"]
     assert report["parts"]["train"]["classes"] == {"a": 10, "b": 19}
+
+
+def test_classes_that_a_part_lacks_are_told(tmp_path, capsys):
+    """Groups stay whole, so that a part may have only some of the classes."""
+    for part, classes in (("train", ("cat", "dog", "emu")), ("val", ("cat",)), ("test", ("cat", "dog", "emu"))):
+        write_pictures(tmp_path / part, 12, classes=classes)
+    (tmp_path / "val" / "dog").mkdir()
+    _, report = run(capsys, tmp_path)
+    assert report["absent_classes"] == {"val": ["dog", "emu"]}
+    assert "\nabsent       val has no picture of dog, emu\n" in describe_check(report)
 
 
 def test_pictures_of_full_depth_are_compared_with_all_their_values(tmp_path, capsys):

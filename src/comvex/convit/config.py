@@ -255,8 +255,8 @@ class ConViTConfig:
         if name not in PRESETS:
             lower = {preset.lower(): preset for preset in PRESETS}
             near = difflib.get_close_matches(name.lower(), lower, n=1)
-            hint = f"did you mean {lower[near[0]]!r}? " if near else ""
-            raise UserError(f"There is no preset {name!r}: {hint}The presets are {', '.join(PRESETS)}.")
+            hint = f"did you mean {lower[near[0]]!r}? The" if near else "the"
+            raise UserError(f"There is no preset {name!r}: {hint} presets are {', '.join(PRESETS)}.")
         dim, heads = PRESETS[name]
         dim = overrides.get("dim", dim)
         check_integer("dim", dim, at_least=1)

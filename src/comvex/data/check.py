@@ -73,6 +73,7 @@ def check_data(name: str, *, split_seed: int = 0, workers: int | None = None) ->
         "num_duplicates_across_parts": sum(group["across_parts"] for group in duplicates),
         "num_labelled_differently": sum(group["labelled_differently"] for group in duplicates),
         "small_classes": small_classes(parts),
+        "absent_classes": absent_classes(parts),
         "suggestions": suggest(data, readable, parts),
         "num_known_before": num_known,
         "seconds": time.perf_counter() - started,
@@ -185,6 +186,17 @@ def small_classes(parts: dict[str, Any]) -> dict[str, int]:
     return {name: count for name, count in parts["train"]["classes"].items() if count < FEWEST}
 
 
+def absent_classes(parts: dict[str, Any]) -> dict[str, list[str]]:
+    """The classes that training has and validation, or the test, has not, by part."""
+    trained = {name for name, count in parts["train"]["classes"].items() if count}
+    found = {
+        part: [name for name, count in counts["classes"].items() if name in trained and not count]
+        for part, counts in parts.items()
+        if part != "train" and counts["num_pictures"]
+    }
+    return {part: names for part, names in found.items() if names}
+
+
 def suggest(data: DataSet, pictures: list[CheckedPicture], parts: dict[str, Any]) -> list[str]:
     """Settings of ``comvex train`` that fit these pictures."""
     suggestions = []
@@ -235,6 +247,10 @@ def describe_check(report: dict[str, Any], *, most: int = 20) -> str:
     if report["small_classes"]:
         few = ", ".join(f"{label} ({count})" for label, count in report["small_classes"].items())
         lines.append(f"too small    {few}: fewer than {FEWEST} training pictures")
+    for part, names in report["absent_classes"].items():
+        lines.append(
+            f"absent       {part} has no picture of {', '.join(names[:most])}" + " and others" * (len(names) > most)
+        )
     if report["suggestions"] and not report["refused"]:
         lines.append(
             f"suggested    comvex train --data {shlex.quote(report['data'])} {' '.join(report['suggestions'])}"
