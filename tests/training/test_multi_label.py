@@ -53,7 +53,7 @@ def test_evaluation_repeats_the_summary_and_draws_a_bar_for_each_class(multi_lab
     mean = sum(row["average_precision"] for row in figures["by_class"]) / 3
     assert figures["mean_average_precision"] == pytest.approx(mean)
     assert figures["average_precision_picture"] == str(tmp_path / "average_precision.png")
-    files = {"average_precision.png", "reliability.png", "per_class.csv"}
+    files = {"average_precision.png", "reliability.png", "per_class.csv", "evaluated.json"}
     assert {file.name for file in tmp_path.iterdir()} == files
 
 

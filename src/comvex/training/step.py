@@ -97,8 +97,7 @@ class Learner:
         is that of two empty pictures.
         """
         devices = [torch.cuda.current_device()] if self.device.type == "cuda" else None
-        # Buffers are constants, the same in every process: to send them around would take a call a step
-        running = DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
+        running = DistributedDataParallel(self.model, device_ids=devices)
         like = next(self.model.parameters())
         running(like.new_zeros(2, *self.image_shape)).sum().backward()
         self.optimizer.zero_grad(set_to_none=True)
