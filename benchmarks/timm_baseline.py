@@ -11,7 +11,9 @@ repeated: finished runs are kept.
 import argparse
 import copy
 import json
+import shlex
 import statistics
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -106,7 +108,7 @@ def main() -> None:
     stored = read_study(options.study / STUDY)
     study = replace(Study.from_dict(stored), fractions=tuple(options.fractions), seeds=tuple(options.seeds))
     lines = [
-        machine_line(),
+        f"{machine_line()}, `{shlex.join(['python', *sys.argv])}`",
         "",
         "| fraction | seed | timm's ViT top-1, % | study's plain ViT, % | difference |",
         "| ---: | ---: | ---: | ---: | ---: |",
