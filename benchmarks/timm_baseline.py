@@ -27,7 +27,8 @@ from comvex.bench.models import plain_vit
 from comvex.convit import ConViTConfig
 from comvex.files import write_text
 from comvex.processor import machine_line
-from comvex.study.carry_out import STUDY, read_study
+from comvex.run_folder import STUDY
+from comvex.study.carry_out import read_study
 from comvex.study.plan import PLAIN, PlannedRun, Study
 from comvex.study.results import read_result
 from comvex.training.best_epoch import selected_epoch

@@ -27,6 +27,10 @@ LAST_WEIGHTS = Path("weights") / "last.safetensors"
 CHECKPOINTS = "checkpoints"
 FAILURE = "failure"
 LOCK = ".lock"
+EVALUATED = "evaluated.json"
+"""The file beside the figures of an evaluation that says of which pictures they are."""
+STUDY = "study.json"
+"""The file that makes a folder that of a study, with run folders in it."""
 HELD: set[Path] = set()
 """Run folders that this process has locked."""
 ONE_AT_A_TIME = threading.Lock()

@@ -32,7 +32,9 @@ def training_data(source: str | Path) -> dict[str, Any]:
         return {}
     beginning = run_folder.read_beginning(run)
     known = {name: beginning["recipe"][name] for name in ("data", *SPLIT) if name in beginning["recipe"]}
-    return known | {name: beginning[name] for name in ("training_pictures",) if name in beginning}
+    if "training_pictures" in beginning:
+        known["training_pictures"] = beginning["training_pictures"]
+    return known
 
 
 def run_of(source: str | Path) -> Path | None:
@@ -64,7 +66,7 @@ def evaluation_data(source: str | Path, data: str | None, *, part: Part) -> Data
             raise UserError(
                 f"{source} was trained on {known['data']}, which --data can name otherwise: {error}"
             ) from error
-        if known.get("training_pictures", own.train.fingerprint()) != own.train.fingerprint():
+        if "training_pictures" in known and known["training_pictures"] != own.train.fingerprint():
             LOGGER.warning(
                 "The training pictures of %s are not those that %s was trained on, or have another place: some of the "
                 "%s pictures may have been among those, and the figures too good.", own.name, source, part,

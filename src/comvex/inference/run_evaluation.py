@@ -34,9 +34,6 @@ from comvex.inference.run_data import Part, evaluation_data, run_of
 from comvex.inference.task import Task
 from comvex.terminal import progress_bar
 
-EVALUATED = "evaluated.json"
-"""The file beside an evaluation's figures that says of which pictures they are."""
-
 
 @dataclass(frozen=True)
 class Changes:
@@ -149,7 +146,10 @@ def evaluate_run(
     title = f"{data_set.name}, {evaluation.num_pictures} {which}pictures"
     write_files(evaluation, predictor.task, data_set.classes, files, title=title, kept=kept)
     if len(kept) < len(files):
-        write_text(folder / EVALUATED, json.dumps({"data": data_set.name, "part": part, "pictures": pictures}) + "\n")
+        write_text(
+            folder / run_folder.EVALUATED,
+            json.dumps({"data": data_set.name, "part": part, "pictures": pictures}) + "\n",
+        )
     return {
         "source": str(source),
         "unfinished_epoch": unfinished_epoch(source, predictor),
@@ -171,7 +171,7 @@ def evaluate_run(
 def read_pictures(folder: Path) -> list[str] | None:
     """Fingerprints of the pictures that a folder's figures are of; None if it does not say."""
     try:
-        return json.loads((folder / EVALUATED).read_text())["pictures"]
+        return json.loads((folder / run_folder.EVALUATED).read_text())["pictures"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

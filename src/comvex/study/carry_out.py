@@ -25,7 +25,6 @@ from comvex.training.recipe import Options, Recipe, differences
 from comvex.training.runs import last_step
 from comvex.training.trainer import train
 
-STUDY = "study.json"
 FORMAT = 2
 POLL_SECONDS = 5.0
 """How often a worker that has nothing left to do looks whether the others have."""
@@ -90,7 +89,7 @@ def begin(study: Study, out: Path) -> tuple[Study, int]:
     Returns the study with all fractions and seeds that the folder was ever asked for, and the number of training
     pictures at a fraction of 1. Raises ``ValueError`` if the folder holds something else or another study.
     """
-    file = out / STUDY
+    file = out / run_folder.STUDY
     if out.exists() and not file.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} holds something else than a study: choose another --out.")
     known = study
