@@ -207,6 +207,31 @@ def settle(root):
         os.utime(folder, ns=(past, past))
 
 
+def test_files_that_are_not_read_are_counted_by_their_endings(indexed, caplog):
+    """Photographs of a telephone, say: nobody should wonder where half of the pictures went."""
+    root, _ = indexed
+    for number in range(3):
+        (root / "a" / f"photo {number}.HEIC").touch()
+    (root / "b" / "deeper" / "notes").touch()
+    (root / "b" / ".hidden.heic").touch()
+    (root / "README.md").touch()
+    settle(root)
+    note = "Files in class folders that are not read as pictures, by their endings: 3 .heic, 1 without an ending."
+    with caplog.at_level(logging.INFO):
+        assert open_data(str(root)).notes == (note,)
+    assert note in caplog.messages
+    assert open_data(str(root)).notes == (note,)  # from the index that is kept by now
+
+
+def test_files_that_are_not_read_are_counted_in_every_part(tmp_path):
+    for part in ("train", "val", "test"):
+        for name in ("a", "b"):
+            write_pictures(tmp_path / part / name, 5)
+            (tmp_path / part / name / "0.txt").touch()
+    [note] = open_data(str(tmp_path)).notes
+    assert note.endswith("by their endings: 6 .txt.")
+
+
 def test_the_second_time_no_folder_is_searched(indexed, monkeypatch):
     root, _ = indexed
     first = open_data(str(root))

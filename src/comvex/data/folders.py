@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -49,6 +49,8 @@ class FolderIndex:
     """In order: the files of a folder by name, then those of the folders in it."""
     folders: dict[str, tuple[int, int]]
     """Path inside the folder -> time of the last change in nanoseconds, number of entries."""
+    left_out: dict[str, int]
+    """Ending in lower case -> number of files in class folders that have it, and so are no pictures that are read."""
 
     @cached_property
     def by_class(self) -> dict[str, list[str]]:
@@ -90,8 +92,9 @@ def index_folder(root: Path) -> FolderIndex:
     """The picture files of a folder, from the cache if it is large and has not changed."""
     key = str(root.resolve())
     kept = read_cache("folders", key)
-    if kept is not None:
-        index = FolderIndex(tuple(kept["files"]), {path: (time, num) for path, time, num in kept["folders"]})
+    if kept is not None and "left_out" in kept:
+        folders = {path: (time, num) for path, time, num in kept["folders"]}
+        index = FolderIndex(tuple(kept["files"]), folders, kept["left_out"])
         if index.is_current(root):
             return index
     started = time.time_ns()
@@ -99,7 +102,7 @@ def index_folder(root: Path) -> FolderIndex:
     last_change = max((changed for changed, _ in index.folders.values()), default=0)
     if len(index.files) >= SMALLEST_CACHED and last_change < started - SETTLED:
         folders = [[path, *known] for path, known in index.folders.items()]
-        write_cache("folders", key, {"files": index.files, "folders": folders})
+        write_cache("folders", key, {"files": index.files, "folders": folders, "left_out": index.left_out})
     return index
 
 
@@ -112,17 +115,24 @@ def scan_folder(root: Path) -> FolderIndex:
     """
     files: list[str] = []
     folders: dict[str, tuple[int, int]] = {}
+    left_out: Counter[str] = Counter()
     looking = f"looking for pictures in {escape(printable(root))}"
     with Console(stderr=True).status(looking) as status:  # shown in a terminal only
-        for folder, known, names in walk(root, "", outside=root.resolve()):
+        for folder, known, pictures, others in walk(root, "", outside=root.resolve()):
             folders[folder] = known
-            files += names
+            files += pictures
+            if folder:
+                left_out.update(PurePath(name).suffix.lower() for name in others)
             status.update(f"{looking}: {len(files)}")
-    return FolderIndex(tuple(files), folders)
+    return FolderIndex(tuple(files), folders, dict(left_out.most_common()))
 
 
-def walk(root: Path, folder: str, *, outside: Path | None) -> Iterator[tuple[str, tuple[int, int], list[str]]]:
-    """For a folder inside ``root`` and each folder in it: its path, (time of change, entries), picture files."""
+Found = tuple[str, tuple[int, int], list[str], list[str]]
+"""A folder's path, (time of change, entries), the picture files in it, its other files."""
+
+
+def walk(root: Path, folder: str, *, outside: Path | None) -> Iterator[Found]:
+    """What a folder inside ``root`` holds, and each folder in it."""
     path = root / folder
     try:
         changed = path.stat().st_mtime_ns
@@ -134,15 +144,16 @@ def walk(root: Path, folder: str, *, outside: Path | None) -> Iterator[tuple[str
     if folder and any(entry.name in OWN for entry in entries):
         return
     prefix = f"{folder}/" if folder else ""
-    inside, files = [], []
+    inside, files, others = [], [], []
     for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and may_follow(entry, outside)):
             inside.append(entry.name)
-        elif PurePath(entry.name).suffix.lower() in SUFFIXES and not is_special(entry):
-            files.append(prefix + entry.name)
-    yield folder, (changed, len(entries)), files
+        elif not is_special(entry):
+            same = files if PurePath(entry.name).suffix.lower() in SUFFIXES else others
+            same.append(prefix + entry.name)
+    yield folder, (changed, len(entries)), files, others
     for name in inside:
         yield from walk(root, prefix + name, outside=None)
 
@@ -186,12 +197,14 @@ def folder_data(root: Path, *, split_seed: int) -> DataSet:
     index = index_folder(labelled)
     check_part_names(root, index)
     problems: list[str] = []
+    left_out = Counter(index.left_out)
     if labelled is not root:
         classes, train = labelled_pictures(labelled, index)
         parts = {}
         for name in ("val", "test"):
             if (root / name).is_dir():
                 own = index_folder(root / name)
+                left_out.update(own.left_out)
                 _, parts[name] = labelled_pictures(root / name, own, classes)
                 problems += strange_classes(root / name, own, classes)
     elif index.has_parts_alone:
@@ -204,8 +217,10 @@ def folder_data(root: Path, *, split_seed: int) -> DataSet:
         printable(root.resolve().name), tuple(printable(name) for name in classes), train=train, val=parts.get("val"),
         test=parts.get("test"),
     )  # fmt: skip
-    notes = () if index.has_parts_alone or not index.nested else (note_nested(index),)
-    return name_wordnet_classes(replace(data, notes=notes, problems=tuple(problems)))
+    notes = [] if index.has_parts_alone or not index.nested else [note_nested(index)]
+    if left_out:
+        notes.append(note_left_out(left_out))
+    return name_wordnet_classes(replace(data, notes=tuple(notes), problems=tuple(problems)))
 
 
 def check_part_names(root: Path, index: FolderIndex) -> None:
@@ -244,6 +259,12 @@ def note_nested(index: FolderIndex) -> str:
         f"The class folder{plural} {first_few(named)} ha{'ve' if plural else 's'} pictures only in deeper folders, "
         "which are no classes."
     )
+
+
+def note_left_out(endings: Counter[str]) -> str:
+    """The sentence that counts the files whose endings are those of no picture that is read, such as .heic."""
+    counts = [f"{number} {ending or 'without an ending'}" for ending, number in endings.most_common()]
+    return f"Files in class folders that are not read as pictures, by their endings: {first_few(counts)}."
 
 
 def first_few(names: list[str]) -> str:
