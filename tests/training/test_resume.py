@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from commands import Command, free_port, together
 
-STEPS = 60
+STEPS = 48
 SMOKE = [
     "train", "smoke", "--steps", STEPS, "--batch-size", 32, "--threads", 1, "--checkpoint-steps", 4, "--patience", 50,
 ]  # fmt: skip
@@ -102,7 +102,7 @@ def test_a_run_killed_three_times_ends_as_if_it_had_not_been(undisturbed, tmp_pa
     out, seen = tmp_path / "run", []
     for number in range(3):
         run = launch(out, "--workers", 2)
-        wait_until(lambda: saved_steps(out) and saved_steps(out)[-1] >= 14 * (number + 1), run)  # noqa: B023
+        wait_until(lambda: saved_steps(out) and saved_steps(out)[-1] >= 12 * (number + 1), run)  # noqa: B023
         if number == 1:  # in the middle of saving
             wait_until(lambda: list((out / "checkpoints").glob(".*unfinished/*")), run)
         time.sleep(0.013 * number)
