@@ -310,10 +310,10 @@ def test_the_layers_are_profiled_call_by_call_in_turn(scripts, monkeypatch):
 
 def test_a_trained_model_is_evaluated_in_every_precision(scripts, tmp_path):
     pytest.importorskip("nncf")
-    from comvex.training.recipe import Recipe
+    from comvex.training.recipe import Architecture, Recipe
     from comvex.training.trainer import train
 
-    train(Recipe(steps=2), tmp_path / "run")
+    train(Recipe(model=Architecture(dim=32, num_local_layers=1, num_nonlocal_layers=1), steps=2), tmp_path / "run")
     arguments = [str(tmp_path / "run"), "--batch-size", "32", "--rounds", "7", "--threads", "1"]
     scripts["low_precision"].main([*arguments, "--out", str(tmp_path)])
     [entry] = record_of(tmp_path, "low_precision")["entries"]
