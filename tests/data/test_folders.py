@@ -156,7 +156,7 @@ def test_what_runs_and_studies_have_drawn_inside_the_folder_is_no_class(tmp_path
     for name in ("cat", "dog"):
         write_pictures(tmp_path / name, 10)
     before = open_data(str(tmp_path)).train.fingerprint()
-    for folder, file in (("runs/pets-1", "recipe.json"), ("studies/pets", "study.json")):
+    for folder, file in (("runs/pets-1", "recipe.json"), ("studies/pets", "study.json"), ("report", "heads.csv")):
         write_pictures(tmp_path / folder, 2)
         write_pictures(tmp_path / folder / "deeper", 2)
         (tmp_path / folder / file).write_text("{}")

@@ -35,8 +35,8 @@ PART_LIKE = re.compile(
     re.IGNORECASE,
 )
 """What people call the folders of the parts; the group that matched is what they must be called."""
-OWN = (run_folder.RECIPE, run_folder.STUDY, run_folder.EVALUATED)
-"""A folder that has one of these was written by comvex."""
+OWN = (run_folder.RECIPE, run_folder.STUDY, run_folder.EVALUATED, run_folder.HEADS)
+"""A folder that has one of these was written by comvex: a run, a study, an evaluation, a report of ``explain``."""
 NUM_NAMED = 4
 """Folders that a message names, of any number."""
 

@@ -39,7 +39,7 @@ from comvex.inference.predictor import Predictor
 from comvex.terminal import progress_bar
 from comvex.training.curves import draw_heads
 
-PAGE, TABLE = "report.html", "heads.csv"
+PAGE, TABLE = "report.html", run_folder.HEADS
 
 
 @dataclass(frozen=True)
