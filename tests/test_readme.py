@@ -68,7 +68,15 @@ def test_the_figures_of_the_study_are_those_of_its_recorded_runs():
     assert f"it would need {factors[0.01]:.1f} times as many for ConViT's {top1['convit', 0.01]:.1f} %." in told
     single = {comparison.fraction: sorted(f.value for f in comparison.factors) for comparison in compare(results)}
     assert f"lie between {single[0.01][0]:.1f} and {single[0.01][-1]:.1f} with 540 pictures" in told
-    assert f"from {single[0.1][0]:.1f} up with 5,400." in told
+    assert f"between {single[0.1][0]:.1f} and {single[0.1][-1]:.1f} with 5,400." in told
+    assert (
+        f"With 16,200 ConViT's {top1['convit', 0.3]:.1f} % are what the plain ViT has with all 54,000, "
+        f"{top1['plain', 1.0]:.1f} %."
+    ) in told
+    by_run = {(each.architecture, each.fraction, each.seed): each.top1 for each in results}
+    leads = [by_run["convit", *pair] > by_run["plain", *pair] for name, *pair in by_run if name == "convit"]
+    assert (all(leads), len(leads)) == (True, 15)
+    assert "ConViT leads in each of the fifteen pairs" in told
 
 
 def test_files_that_the_readme_names_exist():
