@@ -118,17 +118,17 @@ def scan_folder(root: Path) -> FolderIndex:
     left_out: Counter[str] = Counter()
     looking = f"looking for pictures in {escape(printable(root))}"
     with Console(stderr=True).status(looking) as status:  # shown in a terminal only
-        for folder, known, pictures, others in walk(root, "", outside=root.resolve()):
+        for folder, known, pictures, endings in walk(root, "", outside=root.resolve()):
             folders[folder] = known
             files += pictures
             if folder:
-                left_out.update(PurePath(name).suffix.lower() for name in others)
+                left_out.update(endings)
             status.update(f"{looking}: {len(files)}")
-    return FolderIndex(tuple(files), folders, dict(left_out.most_common()))
+    return FolderIndex(tuple(files), folders, dict(left_out))
 
 
 Found = tuple[str, tuple[int, int], list[str], list[str]]
-"""A folder's path, (time of change, entries), the picture files in it, its other files."""
+"""A folder's path, (time of change, entries), the picture files in it, the endings of its other files."""
 
 
 def walk(root: Path, folder: str, *, outside: Path | None) -> Iterator[Found]:
@@ -144,16 +144,19 @@ def walk(root: Path, folder: str, *, outside: Path | None) -> Iterator[Found]:
     if folder and any(entry.name in OWN for entry in entries):
         return
     prefix = f"{folder}/" if folder else ""
-    inside, files, others = [], [], []
+    inside, files, endings = [], [], []
     for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and may_follow(entry, outside)):
             inside.append(entry.name)
         elif not is_special(entry):
-            same = files if PurePath(entry.name).suffix.lower() in SUFFIXES else others
-            same.append(prefix + entry.name)
-    yield folder, (changed, len(entries)), files, others
+            ending = PurePath(entry.name).suffix.lower()
+            if ending in SUFFIXES:
+                files.append(prefix + entry.name)
+            else:
+                endings.append(ending)
+    yield folder, (changed, len(entries)), files, endings
     for name in inside:
         yield from walk(root, prefix + name, outside=None)
 

@@ -39,7 +39,7 @@ from comvex.inference.predictor import Predictor
 from comvex.terminal import progress_bar
 from comvex.training.curves import draw_heads
 
-PAGE, TABLE = "report.html", run_folder.HEADS
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def explain(
         found = nonlocality(predictor.model, inputs)
         progress.advance(bar)
         figures = draw_model(predictor.model, found, out) + draw_course(course, out, title=title_of(source, None))
-        write_table(out / TABLE, table_of_heads(predictor.model, found))
+        write_table(out / run_folder.HEADS, table_of_heads(predictor.model, found))
         progress.advance(bar)
         sections = []
         for number, picture in enumerate(seen, start=1):
@@ -107,7 +107,7 @@ def explain(
     return {
         "report": str(out / PAGE),
         "figures": files,
-        "table": str(out / TABLE),
+        "table": str(out / run_folder.HEADS),
         "predictions": [
             {"picture": picture.name, "label": picture.predictions[0].label,
              "probability": picture.predictions[0].probability}
