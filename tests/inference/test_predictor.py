@@ -54,6 +54,7 @@ def test_files_pillow_pictures_and_arrays_give_the_same(small_run, tmp_path):
         [alone] = predictor.predict(form)
         assert [entry.label for entry in alone] == [entry.label for entry in answers[0]]
     assert predictor.predict([]) == []
+    assert predictor.probabilities([]).shape == (0, len(predictor.labels))
 
 
 def test_batches_change_nothing(small_run):

@@ -103,6 +103,8 @@ class Predictor(Generic[Model]):
     @torch.inference_mode()
     def probabilities_of_inputs(self, inputs: Sequence[Tensor]) -> Tensor:
         """``probabilities`` of what ``transform`` made of the pictures."""
+        if not inputs:
+            return torch.empty(0, len(self.labels))
         return self.task.probabilities(self.model(torch.stack(list(inputs)).to(self.device)).float()).cpu()
 
     def best(self, probabilities: Tensor, *, top: int) -> list[list[Prediction]]:
