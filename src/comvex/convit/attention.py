@@ -6,11 +6,11 @@ Shapes: B pictures, N tokens (for GPSA: N = H * W patches in row-major order), h
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from comvex.convit.blend import blend
 from comvex.convit.config import check_rate, resolve_heads
+from comvex.convit.content import attend
 from comvex.convit.positional import PositionalProjection
 from comvex.errors import UserError
 
@@ -20,12 +20,6 @@ def init_linear(linear: nn.Linear, *, std: float = 0.02) -> None:
     nn.init.trunc_normal_(linear.weight, std=std)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
-    """softmax(Q K^T / sqrt(head_dim)) V over the keys that count: all (B, heads, N, head_dim), ``key_mask`` (B, N)."""
-    mask = None if key_mask is None else key_mask[:, None, None, :]
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 def resolve_grid(num_tokens: int, grid: tuple[int, int] | None) -> tuple[int, int]:
