@@ -1,9 +1,9 @@
 """Content attention, softmax(Q K^T / sqrt(head_dim)) V: PyTorch's fused operation, or products where that is slow.
 
-In bfloat16 on the CPU the backward of PyTorch's fused attention takes two to eight times as long as the products that it
-consists of, for these do not reach the processor's instructions for bfloat16 and ``torch.bmm`` does. So there training
-writes the attention out, a few heads at a time, and computes the weights again in backward: it keeps no map either
-(docs/decisions/0008).
+In bfloat16 on the CPU the backward of PyTorch's fused attention takes two to eight times as long as the products that
+it consists of, for these do not reach the processor's instructions for bfloat16 and ``torch.bmm`` does. So there
+training writes the attention out, a few heads at a time, and computes the weights again in backward: it keeps no map
+either (docs/decisions/0008).
 
 Shapes: B pictures, N tokens, heads, head_dim; G of the B * heads maps of N x N weights.
 """
@@ -78,7 +78,7 @@ class Pieces(torch.autograd.Function):
         for q, k, v, mask, gradient in pieces(query, key, value, key_mask, gradients[0].contiguous()):
             weight = weights(q, k, mask)  # (G, N, N)
             of_value.append(weight.mT @ gradient)
-            of_score = torch._softmax_backward_data(gradient @ v.mT, weight, -1, weight.dtype)
+            of_score = torch.ops.aten._softmax_backward_data(gradient @ v.mT, weight, -1, weight.dtype)
             of_query.append(of_score @ k)
             of_key.append(of_score.mT @ q)
         return torch.cat(of_query), torch.cat(of_key), torch.cat(of_value), None
