@@ -3,6 +3,7 @@
 python benchmarks/speed.py eager     inference and training of Ti, S and S+ at 224, 384, 448 and 768 pixels
 python benchmarks/speed.py openvino  inference of the same in OpenVINO, float32
 python benchmarks/speed.py runtimes  Ti and S at 224 pixels in ONNX Runtime and in OpenVINO's four precisions
+python benchmarks/speed.py bfloat16  training of Ti and S at 224 pixels in bfloat16 beside float32
 python benchmarks/speed.py compile   Ti and S at 224 pixels by torch.compile beside eager (needs a C++ compiler)
 python benchmarks/speed.py growth    Ti, one picture of 224 to 1024 pixels, with the exponent
 
@@ -56,6 +57,13 @@ TABLES = {
         ("inference",),
         ("eager", "onnxruntime", "openvino"),
         ("float32", "bfloat16", "int8_float32", "int8"),
+    ),
+    "bfloat16": Table(
+        ("ConViT_Ti", "ConViT_S"),
+        {224: 16},
+        ("training",),
+        precisions=("float32", "bfloat16"),
+        against=("plain_vit",),
     ),
     "compile": Table(("ConViT_Ti", "ConViT_S"), {224: 16}, ("inference", "training"), ("eager", "compile")),
     "growth": Table(("ConViT_Ti",), dict.fromkeys(GROWING_SIZES, 1), ("inference", "training")),

@@ -320,6 +320,7 @@ TABLES: dict[str, Callable[[Content], list[str]]] = {
     "eager": speed_tables,
     "openvino": speed_tables,
     "runtimes": runtime_tables,
+    "bfloat16": runtime_tables,
     "compile": runtime_tables,
     "growth": growth_tables,
     "memory_limit": memory_tables,
