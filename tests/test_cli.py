@@ -87,6 +87,13 @@ def test_the_help_breaks_a_text_where_the_terminal_ends_and_not_where_the_source
     assert [text for text in long if not any(" ".join(text.split()) in line for line in lines)] == []
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_sets_every_command_that_it_shows_apart_from_its_text(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("comvex ")] == []
+
+
 def test_train_evaluate_predict(tmp_path):
     run = tmp_path / "run"
     done = fresh("train", "--out", run, *SMALL)

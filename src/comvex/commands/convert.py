@@ -16,11 +16,11 @@ from comvex.commands.options import ConfigFile, read_config
 class Convert:
     """Write weights in another layout, every number as it is.
 
+    What IN is, is recognised from its content. Pickles are opened as data; one that needs code to be run is refused.
+
       comvex convert convit_tiny.pth tiny/ --to comvex         an official file, with checksum and preprocessing
       comvex convert runs/mine mine.pth --to official          a run for the official repository's code
       comvex convert runs/mine mine.safetensors --to timm      ... for timm's convit_*
-
-    What IN is, is recognised from its content. Pickles are opened as data; one that needs code to be run is refused.
     """
 
     source: Annotated[Positional[str], arg(name="in", metavar="IN")]

@@ -19,15 +19,15 @@ from comvex.training.recipe import Options, Recipe
 class RunStudy:
     """Find out by many runs how few pictures ConViT needs, or which of its parts matters.
 
-      comvex study sample-efficiency --data FOLDER --out studies/mine   # ConViT and a plain ViT on 1 to 100 %
-      comvex study ablation --data FOLDER --out studies/parts           # the paper's Table 3
-
     All runs have the same recipe, whose settings are those of comvex train; --epochs are those of all pictures. The
     last epoch of each run is tested; --patience wants --select best. Stop it whenever you like and repeat the command
     to go on; the same command in several terminals, or on several machines with one disk, shares the runs out among
     them: give each --threads, so that together they have no more than there are cores.
 
     OUT/report.md has the table, the figures and how they were measured; results.csv has every run.
+
+      comvex study sample-efficiency --data FOLDER --out studies/mine   # ConViT and a plain ViT on 1 to 100 %
+      comvex study ablation --data FOLDER --out studies/parts           # the paper's Table 3
     """
 
     kind: Annotated[Positional[Literal["sample-efficiency", "ablation"]], arg(name="study", metavar="STUDY")]
