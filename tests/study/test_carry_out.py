@@ -319,3 +319,21 @@ def test_the_ablation_leaves_alone_what_it_says_it_freezes(tmp_path):
         "GPSA frozen at random": gpsa,
         "plain": set(),
     }
+
+
+class BegunError(Exception):
+    """In place of the runs, which other tests look at."""
+
+
+def test_a_study_refuses_torchrun_and_takes_a_scheduler_for_none(tmp_path, monkeypatch):
+    def begun(study, out):
+        raise BegunError
+
+    monkeypatch.setattr(carrying_out, "begin", begun)
+    monkeypatch.setenv("WORLD_SIZE", "4")  # some schedulers set it for every process
+    with pytest.raises(BegunError):
+        carry_out(STUDY, tmp_path / "study", options=OPTIONS)
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(UserError, match="A study does not run under torchrun"):
+        carry_out(STUDY, tmp_path / "study", options=OPTIONS)

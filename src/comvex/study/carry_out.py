@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from comvex.files import write_text
 from comvex.study.plan import FRACTIONS, Kind, PlannedRun, Study
 from comvex.study.report import write_report
 from comvex.study.results import RUNS, Result, read_result
+from comvex.training.ranks import told_num
 from comvex.training.recipe import Options, Recipe, differences
 from comvex.training.runs import last_step
 from comvex.training.trainer import train
@@ -47,7 +47,7 @@ def carry_out(study: Study, out: Path, *, options: Options | None = None, poll: 
         raise UserError(
             "overwrite is True: a study does not start runs again; remove its folder or take another --out."
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if told_num() > 1:
         raise UserError("A study does not run under torchrun: repeat its command in several terminals instead.")
     known, num_pictures = begin(study, out)
     runs, known_runs = study.runs(num_pictures), known.runs(num_pictures)

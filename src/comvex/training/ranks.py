@@ -46,6 +46,11 @@ def told_rank() -> int:
     return int(os.environ["RANK"]) if is_torchruns() else 0
 
 
+def told_num() -> int:
+    """How many processes torchrun started together; 1 for one that was started alone."""
+    return int(os.environ["WORLD_SIZE"]) if is_torchruns() else 1
+
+
 def is_torchruns() -> bool:
     """Whether torchrun started this process; some schedulers set a part of the names by which it tells."""
     return os.environ.keys() >= {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
