@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from comvex.convit.position_embedding import without_autocast
-
 PIECE = 2**22
 """Weights whose maps are held at once: 8 MB in bfloat16."""
 
@@ -50,9 +48,7 @@ def attend_in_pieces(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor
     if key_mask is not None:
         key_mask = key_mask[:, None, None, :].expand(-1, shape[1], 1, -1).flatten(0, 1)  # (B * heads, 1, N)
     scaled = query * query.shape[-1] ** -0.5
-    inputs = scaled.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), key_mask
-    with without_autocast(query.device):
-        return Pieces.apply(*inputs).view(shape)
+    return Pieces.apply(scaled.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), key_mask).view(shape)
 
 
 class Pieces(torch.autograd.Function):
