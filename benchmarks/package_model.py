@@ -214,8 +214,7 @@ clothing.
 - A picture of another size, or in colour, is made grey, its shorter side becomes 28 pixels, and the middle is kept.
   That does little harm to what is light on black: with the test pictures enlarged to 280 x 280 pixels in RGB, top-1 is
   {figures["enlarged_test_top1"]:.2f} %.
-- Dark on white, as shops show it, is not what it has learned: with the test pictures inverted, top-1 is
-  {figures["inverted_test_top1"]:.2f} %. Invert such a picture first (`PIL.ImageOps.invert`).
+- Dark on white, as shops show it: {inverted_words(figures["inverted_test_top1"], training["recipe"]["augment"])}
 - Photographs of people, rooms, or anything in front of a background are not what it is for. For pictures of your own
   train a model on them, `comvex train --data FOLDER`, if you like with `--weights {NAME}` to start from.
 
@@ -252,6 +251,14 @@ def validation_words(select: str) -> str:
     if select == "best":
         return "the others, set aside for validation, chose the epoch"
     return "the others, set aside for validation,\nshowed how it went, and the last epoch was kept"
+
+
+def inverted_words(top1: float, augment: dict[str, Any]) -> str:
+    """What is to be expected of a picture that is dark on white, and why."""
+    found = f"with the test pictures inverted, top-1 is\n  {top1:.2f} %."
+    if augment["auto_augment"]:
+        return f"RandAugment showed it some pictures inverted; {found}"
+    return f"it has not seen that; {found} Invert such a picture first (`PIL.ImageOps.invert`)."
 
 
 def this_machine() -> str:
