@@ -27,3 +27,12 @@ def test_both_architectures_have_the_same_trials_and_no_test_picture_is_seen(tmp
     table = (tmp_path / "results" / "trials.md").read_text()
     assert '"model.drop_path": 0.1' in table
     assert "hours of training in all" in table
+
+
+def test_the_recorded_trials_are_those_of_the_script_and_its_table_has_them_all():
+    script = runpy.run_path(str(SCRIPT))
+    folder = SCRIPT.parents[1] / "docs" / "results" / "small-data"
+    rows = script["rows_of"](folder, data="fashion-mnist", shown=120_000)
+    assert len(rows) == len(list(folder.rglob("summary.json"))) >= 14
+    lines = script["report_lines"](rows)
+    assert (folder / "trials.md").read_text().splitlines()[: len(rows) // 2] == lines[: len(rows) // 2]
