@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from comvex.convit import ConViTConfig, ConViTWithLinearClassifier, GatedPositionalSelfAttention
 from comvex.convit.adapt import PROJECTION, adapt
 from comvex.convit.config import as_pair
+from comvex.convit.content import attend
 from comvex.convit.model import PatchEmbedding
 from comvex.convit.position_embedding import resample_position_embedding
 from comvex.convit.published import PUBLISHED, WEIGHTS_NAME, not_fetched
@@ -93,9 +94,10 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-# What torch.fx cannot look into: forward depends on sizes.
+# What torch.fx cannot look into: forward depends on sizes, or on what they are computed in.
 register_notrace_module(PatchEmbedding)
 register_notrace_module(GatedPositionalSelfAttention)
+register_notrace_function(attend)
 register_notrace_function(resample_position_embedding)
 
 
