@@ -1,9 +1,8 @@
 """Content attention, softmax(Q K^T / sqrt(head_dim)) V: PyTorch's fused operation, or products where that is slow.
 
-In bfloat16 on the CPU the backward of PyTorch's fused attention takes two to eight times as long as the products that
-it consists of, for these do not reach the processor's instructions for bfloat16 and ``torch.bmm`` does. So there
-training writes the attention out, a few heads at a time, and computes the weights again in backward: it keeps no map
-either (docs/decisions/0008).
+In bfloat16 on the CPU PyTorch's fused attention, forward and backward, takes up to seven times as long as the products
+that it consists of, called one by one. So there training writes the attention out, a few heads at a time, and computes
+the weights again in backward: it keeps no map either (docs/decisions/0008).
 
 Shapes: B pictures, N tokens, heads, head_dim; G of the B * heads maps of N x N weights.
 """
