@@ -1,8 +1,10 @@
 """The command line as a person meets it: processes, what they print, and how they end."""
 
+import contextlib
 import errno
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from docstring_parser import parse_from_object
 from PIL import Image
 
 from commands import completed
-from comvex.cli import COMMANDS, main
+from comvex.cli import COMMANDS, ending_on_sigterm, main
 from comvex.commands.evaluate import describe_evaluation
 from comvex.commands.runs import Runs
 from comvex.commands.train import default_out, describe_summary
@@ -350,3 +352,34 @@ def test_what_goes_on_after_an_interruption_is_said_of_runs_alone(command, goes_
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("comvex: interrupted")
     assert line.endswith("an unfinished run goes on when its command is repeated.") is goes_on
+
+
+def test_being_told_to_end_is_not_lost_where_something_passes_over_every_exception():
+    after = []
+
+    def passes_over_every_exception():
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        for number in range(1000):
+            after.append(number)
+
+    with pytest.raises(SystemExit) as ended, ending_on_sigterm():
+        passes_over_every_exception()
+    assert ended.value.code == 143
+    assert len(after) < 2
+
+
+def test_being_told_to_end_does_not_interrupt_what_is_cleaned_up():
+    cleaned = []
+
+    def cleans_up():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            for number in range(1000):
+                cleaned.append(number)
+
+    with pytest.raises(SystemExit), ending_on_sigterm():
+        cleans_up()
+    assert len(cleaned) == 1000
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import itertools
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Protocol
 
@@ -100,6 +102,14 @@ def parse(arguments: Sequence[str]) -> Command:
         default = fitting
 
 
+class ToldToEnd(SystemExit):
+    """What SIGTERM raises. Where something swallows it, as a bare ``except`` in an imported module does, its end is the
+    signal's next arrival; while clean-up goes on it is alive, so that nothing interrupts that.
+    """
+
+    __del__ = staticmethod(partial(_thread.interrupt_main, signal.SIGTERM))
+
+
 @contextmanager
 def ending_on_sigterm() -> Iterator[None]:
     """Within it SIGTERM ends the process as an error does, so that what is half written goes.
@@ -111,7 +121,7 @@ def ending_on_sigterm() -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)  # as the shell has it
+        raise ToldToEnd(128 + number)  # as the shell has it
 
     before = signal.signal(signal.SIGTERM, end)
     try:
