@@ -34,8 +34,16 @@ def dense(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) ->
     return torch.einsum("bhij,bhjd->bhid", powers / powers.sum(dim=-1, keepdim=True), value)
 
 
+@pytest.fixture(params=["whole", "pieces"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of writing it out: small maps as a whole, and in pieces."""
+    if request.param == "pieces":
+        monkeypatch.setattr(content, "KEPT", 0)
+
+
 @pytest.mark.parametrize("maps", [1, 2, 4, 100])
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.usefixtures("way")
 def test_pieces_of_any_size_have_the_output_and_gradients_of_the_definition(maps, masked):
     parts, key_mask = inputs(), some_keys() if masked else None
     with mock.patch.object(content, "PIECE", maps * SHAPE[2] ** 2):
@@ -47,19 +55,24 @@ def test_pieces_of_any_size_have_the_output_and_gradients_of_the_definition(maps
         torch.testing.assert_close(gradient, reference, **FLOAT64)
 
 
+@pytest.mark.usefixtures("way")
 def test_there_is_a_second_derivative():
     assert torch.autograd.gradgradcheck(lambda *parts: attend_in_pieces(*parts, key_mask=some_keys()), inputs())
 
 
-def test_no_map_is_kept_for_backward():
+@pytest.mark.parametrize("fit", [False, True])
+def test_no_map_is_kept_for_backward_unless_all_of_a_layer_are_small(fit, monkeypatch):
+    monkeypatch.setattr(content, "KEPT", SHAPE[0] * SHAPE[1] * SHAPE[2] ** 2 - (not fit))
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        attend_in_pieces(*inputs(), key_mask=None)
+        attend_in_pieces(*inputs(torch.bfloat16), key_mask=None)
     assert len(kept) >= 3
-    assert all(tensor.shape[-1] == SHAPE[3] for tensor in kept)
+    maps = [tensor for tensor in kept if tensor.shape[-2:] == (SHAPE[2], SHAPE[2])]
+    assert sum(tensor.nbytes for tensor in maps) == fit * 6 * content.KEPT
 
 
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.usefixtures("way")
 def test_in_bfloat16_it_is_as_exact_as_its_roundings(masked):
     """Scores, weights and result are rounded to 8 bits: each is off by 2 to the power -9 at most."""
     parts, key_mask = inputs(torch.bfloat16), some_keys() if masked else None
@@ -94,6 +107,7 @@ def test_training_in_bfloat16_is_written_out_and_all_else_is_fused(kind):
             assert num_fused(module, x) == 1  # a map that is larger than a piece
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("kind", [GatedPositionalSelfAttention, SelfAttention])
 def test_gradients_of_each_picture_under_vmap_are_those_of_the_picture_alone(kind):
     module, x = kind(8, heads=2).bfloat16(), torch.randn(3, 9, 8).bfloat16()

@@ -219,6 +219,16 @@ def test_a_run_trained_otherwise_is_not_taken_for_one_of_the_study(undisturbed, 
         carry_out(STUDY, out, options=OPTIONS)
 
 
+def test_a_study_of_an_earlier_version_goes_on_though_its_record_lacks_a_setting(undisturbed, tmp_path):
+    out = Path(shutil.copytree(undisturbed[0], tmp_path / "study"))
+    shutil.rmtree(out / RUNS / "plain-10pc-seed1")
+    for file in (out / run_folder.STUDY, *out.glob(f"{RUNS}/*/{run_folder.RECIPE}")):
+        stored = json.loads(file.read_text())
+        del stored["recipe"]["precision"], stored["recipe"]["augment"]["zoom"]
+        file.write_text(json.dumps(stored))
+    assert carry_out(STUDY, out, options=OPTIONS)["num_finished"] == 8
+
+
 def test_a_run_that_fails_is_named_once_the_others_are_finished(undisturbed, tmp_path, monkeypatch, capsys):
     out = Path(shutil.copytree(undisturbed[0], tmp_path / "study"))
     for name in ("convit-10pc-seed0", "plain-10pc-seed0"):

@@ -45,6 +45,16 @@ def test_a_recipe_is_the_same_after_a_way_through_json_and_differences_are_named
     assert differences(values, other) == ["model.dim: 64 -> 32", "seed: 0 -> 3"]
 
 
+def test_a_setting_that_an_earlier_version_did_not_record_has_its_default():
+    values = Recipe(model=Architecture(drop_path=0.2)).to_dict()
+    for name, part in ((None, "select"), ("model", "drop_path"), ("augment", "zoom")):
+        earlier = Recipe(model=Architecture(drop_path=0.2)).to_dict()
+        del (earlier if name is None else earlier[name])[part]
+        expected = ["model.drop_path: 0.0 -> 0.2"] if part == "drop_path" else []
+        assert differences(earlier, values) == expected
+    assert differences({"stretch": 1.0}, {"stretch": 0.5}) == ["stretch: 1.0 -> 0.5"]
+
+
 def test_steps_follow_from_epochs_or_from_the_number_of_pictures():
     assert Recipe(steps=123, epochs=7, cooldown_epochs=2).num_steps(50) == 123
     assert Recipe(epochs=4, cooldown_epochs=2, batch_size=64).num_steps(1000) == 6 * 15

@@ -1,8 +1,8 @@
 """Content attention, softmax(Q K^T / sqrt(head_dim)) V: PyTorch's fused operation, or products where that is slow.
 
-In bfloat16 on the CPU PyTorch's fused attention, forward and backward, takes up to seven times as long as the products
-that it consists of, called one by one. So there training writes the attention out, a few heads at a time, and computes
-the weights again in backward: it keeps no map either (docs/decisions/0008).
+In bfloat16 on the CPU PyTorch's fused attention, forward and backward, takes up to twelve times as long as the products
+that it consists of, called one by one. So there training writes the attention out: whole where the maps are small, else
+a few heads at a time, which computes the weights again in backward and keeps no map either (docs/decisions/0008).
 
 Shapes: B pictures, N tokens, heads, head_dim; G of the B * heads maps of N x N weights.
 """
@@ -16,6 +16,8 @@ from torch import Tensor
 
 PIECE = 2**22
 """Weights whose maps are held at once: 8 MB in bfloat16."""
+KEPT = 2**21
+"""Weights of all maps of a layer that are kept for backward at most: 12 MB, as float32 and bfloat16."""
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
@@ -42,12 +44,15 @@ def is_slow_when_fused(query: Tensor) -> bool:
 
 
 def attend_in_pieces(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
-    """``attend``, written out for a few of the B * heads maps at a time."""
+    """``attend``, written out: for all of the B * heads maps at once if they are small, else a few at a time."""
     shape = query.shape
     if key_mask is not None:
         key_mask = key_mask[:, None, None, :].expand(-1, shape[1], 1, -1).flatten(0, 1)  # (B * heads, 1, N)
     scaled = query * query.shape[-1] ** -0.5
-    return Pieces.apply(scaled.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), key_mask).view(shape)
+    query, key, value = (tensor.flatten(0, 1) for tensor in (scaled, key, value))
+    if query.shape[0] * shape[-2] ** 2 <= KEPT:
+        return (weights(query, key, key_mask) @ value).view(shape)
+    return Pieces.apply(query, key, value, key_mask).view(shape)
 
 
 class Pieces(torch.autograd.Function):
@@ -80,9 +85,11 @@ class Pieces(torch.autograd.Function):
 
 
 def weights(query: Tensor, key: Tensor, key_mask: Tensor | None) -> Tensor:
-    """softmax(Q K^T) over the keys that count, (G, N, N)."""
+    """softmax(Q K^T) over the keys that count, (G, N, N); float32 takes less time than short rows of bfloat16."""
     scores = query @ key.mT
-    return (scores if key_mask is None else scores.masked_fill(~key_mask, -torch.inf)).softmax(dim=-1)
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask, -torch.inf)
+    return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
 
 
 def pieces(query: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:

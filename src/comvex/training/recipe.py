@@ -292,13 +292,19 @@ def train_command(values: dict[str, Any], out: Path) -> str:
     return shlex.join(["comvex", "train", *recipe_words(values), "--out", str(out)])
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """What two recipes, as plain values, have different: "name: old -> new" for each."""
+def differences(
+    old: dict[str, Any], new: dict[str, Any], prefix: str = "", default: dict[str, Any] | None = None
+) -> list[str]:
+    """What two recipes, as plain values, have different: "name: old -> new" for each.
+
+    A setting that a recipe of an earlier version does not have is taken to be ``default``, by default that of today.
+    """
+    default = Recipe().to_dict() if default is None else default
     found = []
     for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name), new.get(name)
+        before, after = (recipe.get(name, default.get(name)) for recipe in (old, new))
         if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, prefix=f"{prefix}{name}.")
+            found += differences(before, after, prefix=f"{prefix}{name}.", default=default[name])
         elif before != after:
             found.append(f"{prefix}{name}: {before} -> {after}")
     return found
