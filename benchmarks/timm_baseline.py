@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import set_fused_attn
 from timm.models.vision_transformer import VisionTransformer
 
 from comvex.allocator import keep_freed_memory
 from comvex.bench.models import plain_vit
 from comvex.convit import ConViTConfig
+from comvex.errors import UserError
 from comvex.files import write_text
 from comvex.processor import machine_line
 from comvex.run_folder import STUDY
@@ -34,7 +36,7 @@ from comvex.study.results import read_result
 from comvex.training.best_epoch import selected_epoch
 from comvex.training.plan import Plan, make_plan
 from comvex.training.ranks import Ranks
-from comvex.training.recipe import Options
+from comvex.training.recipe import Options, differences
 from comvex.training.step import Learner
 from comvex.training.trainer import evaluate_part, step_order, training_batches
 
@@ -51,6 +53,7 @@ def trained(run: PlannedRun, *, threads: int | None) -> dict[str, Any]:
     options = Options(device="cpu", threads=threads)
     plan = make_plan(run.recipe, options, torch.device("cpu"), Ranks())
     torch.manual_seed(run.seed)
+    set_fused_attn(run.recipe.precision != "bfloat16")  # fused it is slow there, docs/decisions/0008
     vit: Any = timm_vit(plan.model.config)
     plan = replace(plan, model=vit)
     start = time.monotonic()
@@ -59,12 +62,25 @@ def trained(run: PlannedRun, *, threads: int | None) -> dict[str, Any]:
     return {
         "fraction": run.fraction,
         "seed": run.seed,
+        "recipe": run.recipe.to_dict(),
         "num_pictures": len(plan.data.train),
         "num_parameters": plan.num_parameters,
         "steps": history[-1]["step"],
         "top1": evaluate_part(vit, plan, "test").scores.summary()["top1"],
         "seconds": time.monotonic() - start,
     }
+
+
+def result(run: PlannedRun, out: Path, *, threads: int | None) -> dict[str, Any]:
+    """What a finished run has found; trains it if it is none. Raises ``ValueError`` if it had another recipe."""
+    file = out / f"{run.name}.json"
+    if not file.exists():
+        write_text(file, json.dumps(trained(run, threads=threads), indent=2) + "\n")
+    found = json.loads(file.read_text())
+    other = differences(found["recipe"], run.recipe.to_dict())
+    if other:
+        raise UserError(f"{file} is of another study ({'; '.join(other)}): choose another --out, or delete it.")
+    return found
 
 
 def train_steps(plan: Plan, vit: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -118,10 +134,7 @@ def main() -> None:
     for run in study.runs(stored["num_pictures"]):
         if run.architecture != PLAIN:
             continue
-        file = options.out / f"{run.name}.json"
-        if not file.exists():
-            write_text(file, json.dumps(trained(run, threads=options.threads), indent=2) + "\n")
-        found, ours = json.loads(file.read_text()), read_result(run, options.study)
+        found, ours = result(run, options.out, threads=options.threads), read_result(run, options.study)
         cells = [f"{100 * run.fraction:g} %", str(run.seed), f"{found['top1']:.2f}"]
         if ours is not None:
             differences.append(found["top1"] - ours.top1)

@@ -1,9 +1,11 @@
 """timm's plain ViT on the splits of a study, by the script that records it: a small real run."""
 
+import dataclasses
 import json
 import runpy
 from pathlib import Path
 
+import pytest
 from timm.models.vision_transformer import VisionTransformer
 
 from comvex.study.carry_out import carry_out
@@ -39,6 +41,12 @@ def test_timms_vit_takes_the_plain_runs_recipe_and_is_compared_with_it(tmp_path,
     monkeypatch.setitem(script["main"].__globals__, "trained", None)
     script["main"]()
     assert table.splitlines()[2:] == (tmp_path / "out" / "table.md").read_text().splitlines()[2:]
+    # ... nor taken for one of a study with another recipe
+    longer = dataclasses.replace(STUDY.recipe, steps=60)
+    carry_out(dataclasses.replace(STUDY, recipe=longer), tmp_path / "longer", options=Options(threads=1))
+    words[1] = str(tmp_path / "longer")
+    with pytest.raises(ValueError, match=r"plain-100pc-seed0\.json is of another study \(steps: 30 -> 60\)"):
+        script["main"]()
 
 
 def test_the_others_vit_is_timms_own_class_of_the_same_size():
