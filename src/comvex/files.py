@@ -1,8 +1,10 @@
 """Writing files so that a crash leaves the old one or the new one, never half of one; tables as CSV."""
 
 import csv
+import glob
 import io
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +42,28 @@ def replace_file(file: Path) -> Iterator[Path]:
 def temporary_beside(path: Path) -> Path:
     """Where this process writes what is to take the place of a file or folder."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what was left of ``temporary_beside(path)`` by processes that were killed while they wrote.
+
+    In a container such a process may have had the number of this one.
+    """
+    for place in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        number = place.name[len(f".{path.name}.") : -len(".tmp")]
+        if number.isdecimal() and (int(number) == os.getpid() or not is_running(int(number))):
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+
+def is_running(pid: int) -> bool:
+    """Whether this machine has a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def is_temporary(path: Path) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -457,6 +458,19 @@ def test_what_is_half_written_goes_when_the_process_is_told_to_end(small_run, tm
     process.send_signal(signal.SIGTERM)
     assert process.wait(100) == 143
     assert list(folder.iterdir()) == []
+
+
+def test_what_a_killed_export_has_left_goes_with_the_next_one(small_run, tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for number in (ended.pid, os.getpid(), os.getppid()):
+        leftover = tmp_path / f".out.{number}.tmp"
+        leftover.mkdir()
+        (leftover / "model.pt2").touch()
+    (tmp_path / ".out.mine.tmp").touch()
+    export_model(small_run, ExportPlan("torch"), out=tmp_path / "out")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"out", f".out.{os.getppid()}.tmp", ".out.mine.tmp"}  # that of one that runs, and what is not ours
 
 
 def test_pictures_that_are_no_square_with_several_labels(tmp_path):

@@ -19,7 +19,7 @@ from comvex.convit.model import ConViTWithLinearClassifier
 from comvex.convit.weights.config_file import CONFIG_NAME
 from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
-from comvex.files import temporary_beside
+from comvex.files import remove_leftovers, temporary_beside
 from comvex.inference.export_comparison import check_comparison, compare
 from comvex.inference.export_pictures import (
     Calibration,
@@ -290,6 +290,7 @@ def fresh_files(folder: Path) -> Iterator[Path]:
     """
     temporary = temporary_beside(folder)
     try:
+        remove_leftovers(folder)
         try:
             temporary.mkdir(parents=True)  # in here, since a signal may come as soon as it is done
             yield temporary
