@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import set_fused_attn
 from timm.models.vision_transformer import VisionTransformer
 
 from comvex.allocator import keep_freed_memory
@@ -48,13 +47,20 @@ def timm_vit(config: ConViTConfig) -> VisionTransformer:
     return model
 
 
+def write_attention_out(vit: VisionTransformer) -> None:
+    """For training in bfloat16, where the fused one is slow on the CPU (docs/decisions/0008)."""
+    for block in vit.blocks:
+        block.attn.fused_attn = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+
+
 def trained(run: PlannedRun, *, threads: int | None) -> dict[str, Any]:
     """Train timm's ViT as the run says; top-1 in percent on the test pictures, of the epoch that the recipe selects."""
     options = Options(device="cpu", threads=threads)
     plan = make_plan(run.recipe, options, torch.device("cpu"), Ranks())
     torch.manual_seed(run.seed)
-    set_fused_attn(run.recipe.precision != "bfloat16")  # fused it is slow there, docs/decisions/0008
     vit: Any = timm_vit(plan.model.config)
+    if run.recipe.precision == "bfloat16":
+        write_attention_out(vit)
     plan = replace(plan, model=vit)
     start = time.monotonic()
     weights, history = train_steps(plan, vit)
@@ -77,7 +83,7 @@ def result(run: PlannedRun, out: Path, *, threads: int | None) -> dict[str, Any]
     if not file.exists():
         write_text(file, json.dumps(trained(run, threads=threads), indent=2) + "\n")
     found = json.loads(file.read_text())
-    other = differences(found["recipe"], run.recipe.to_dict())
+    other = differences(found["recipe"], run.recipe.to_dict()) if "recipe" in found else ["which one was not noted"]
     if other:
         raise UserError(f"{file} is of another study ({'; '.join(other)}): choose another --out, or delete it.")
     return found
@@ -96,12 +102,12 @@ def train_steps(plan: Plan, vit: Any) -> tuple[dict[str, Any], list[dict[str, An
         learner.step(step, [batch], num_pictures=len(batch.labels))
         if step % order.steps_per_epoch and step != plan.num_steps:
             continue
-        evaluation = evaluate_part(vit, plan, "val")
+        evaluation = evaluate_part(learner.evaluated, plan, "val")
         top1 = evaluation.scores.summary()["top1"]
         history.append({"step": step, "val_loss": evaluation.loss, "val_top1": top1})
         chosen = selected_epoch(history, select=recipe.select, criterion="val_top1", num_pictures=len(data.val or ()))
         if chosen is history[-1]:
-            weights = copy.deepcopy(vit.state_dict())
+            weights = copy.deepcopy(learner.evaluated.state_dict())
         print(f"step {step} of {plan.num_steps}: validation top-1 {top1:.2f} %", flush=True)
         if recipe.patience is not None and len(history) - 1 - history.index(chosen) >= recipe.patience:
             break

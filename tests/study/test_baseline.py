@@ -14,11 +14,14 @@ from comvex.training.recipe import Architecture, Options, Recipe
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "timm_baseline.py"
 MODEL = Architecture(dim=32, heads=4, num_local_layers=1, num_nonlocal_layers=1)
-STUDY = Study("sample-efficiency", Recipe(data="digits", model=MODEL, steps=30, batch_size=32), (1.0,), (0,))
+RECIPE = Recipe(data="digits", model=MODEL, steps=30, batch_size=32)
 
 
-def test_timms_vit_takes_the_plain_runs_recipe_and_is_compared_with_it(tmp_path, monkeypatch, capsys):
-    carry_out(STUDY, tmp_path / "study", options=Options(threads=1))
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_timms_vit_takes_the_plain_runs_recipe_and_is_compared_with_it(precision, tmp_path, monkeypatch, capsys):
+    recipe = dataclasses.replace(RECIPE, precision=precision)
+    study = Study("sample-efficiency", recipe, (1.0,), (0,))
+    carry_out(study, tmp_path / "study", options=Options(threads=1))
     words = [
         "timm_baseline.py",
         str(tmp_path / "study"),
@@ -41,12 +44,12 @@ def test_timms_vit_takes_the_plain_runs_recipe_and_is_compared_with_it(tmp_path,
     monkeypatch.setitem(script["main"].__globals__, "trained", None)
     script["main"]()
     assert table.splitlines()[2:] == (tmp_path / "out" / "table.md").read_text().splitlines()[2:]
-    # ... nor taken for one of a study with another recipe
-    longer = dataclasses.replace(STUDY.recipe, steps=60)
-    carry_out(dataclasses.replace(STUDY, recipe=longer), tmp_path / "longer", options=Options(threads=1))
-    words[1] = str(tmp_path / "longer")
-    with pytest.raises(ValueError, match=r"plain-100pc-seed0\.json is of another study \(steps: 30 -> 60\)"):
-        script["main"]()
+    # ... nor taken for one of a study with another recipe, or of an earlier version, which did not note it
+    file = tmp_path / "out" / "plain-100pc-seed0.json"
+    for recipe, why in (({**found["recipe"], "steps": 60}, "steps: 60 -> 30"), (None, "which one was not noted")):
+        file.write_text(json.dumps({**found, "recipe": recipe} if recipe else {"top1": 99.0}))
+        with pytest.raises(ValueError, match=rf"plain-100pc-seed0\.json is of another study \({why}\)"):
+            script["main"]()
 
 
 def test_the_others_vit_is_timms_own_class_of_the_same_size():
