@@ -49,7 +49,9 @@ def test_one_label_a_picture_is_split_by_class_as_a_folder_is(tmp_path):
         [2, 2],
         [22, 22],
     ]
-    assert open_data(str(tmp_path / "data.csv"), split_seed=1).test.pictures != data.test.pictures
+    other = open_data(str(tmp_path / "data.csv"), split_seed=1)
+    assert other.val.pictures != data.val.pictures
+    assert other.test.pictures == data.test.pictures
     assert data.notes == ()
 
 

@@ -23,7 +23,7 @@ def write_pictures(folder, num, *, value=0):
 def test_the_digits_are_split_as_scikit_learn_splits_them(seed):
     data = open_data("digits", split_seed=seed)
     bunch = load_digits()
-    split = StratifiedShuffleSplit(n_splits=1, test_size=0.2, random_state=seed)
+    split = StratifiedShuffleSplit(n_splits=1, test_size=0.2, random_state=0)  # whatever the seed
     train, test = next(split.split(bunch.data, bunch.target))
     assert len(data.train) + len(data.val) == len(train) == 1437
     np.testing.assert_array_equal(data.test.labels, bunch.target[np.sort(test)])

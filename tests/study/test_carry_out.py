@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -117,14 +118,42 @@ def test_a_run_that_another_process_finishes_meanwhile_is_not_tested_again(tmp_p
     assert parts.count("test") == 1
 
 
-def test_fractions_are_nested_and_the_same_for_both_architectures():
-    names = {}
-    for fraction in (0.1, 1.0):
-        data = open_data("digits", fraction=fraction, split_seed=1)
-        names[fraction] = {picture.tobytes() for part in (data.train, data.val) for picture in part.pictures}
-    assert names[0.1] < names[1.0]
-    recipes = [run.recipe for run in STUDY.runs(1295) if (run.fraction, run.seed) == (0.1, 1)]
-    assert len({(recipe.fraction, recipe.split_seed, recipe.val_fraction) for recipe in recipes}) == 1
+def test_fractions_are_nested_and_the_same_for_both_architectures(undisturbed):
+    """Of the data opened again, and of the fingerprints that the runs have noted of what they were trained on."""
+    out, *_ = undisturbed
+    for seed in (1, 2):
+        pictures = {
+            fraction: {part: {p.tobytes() for p in data.part(part).pictures} for part in ("train", "val", "test")}
+            for fraction in (0.1, 0.5)
+            for data in [open_data("digits", fraction=fraction, split_seed=seed)]
+        }
+        assert pictures[0.1]["train"] < pictures[0.5]["train"]
+        assert pictures[0.1]["val"] < pictures[0.5]["val"]
+        assert pictures[0.1]["test"] == pictures[0.5]["test"]
+    noted = {
+        (run.fraction, run.seed, run.architecture): run_folder.read_beginning(out / RUNS / run.name)[
+            "training_pictures"
+        ]
+        for run in STUDY.runs(1295)
+    }
+    assert len(noted) == 8
+    assert len(set(noted.values())) == 4
+    for (fraction, seed, _), fingerprint in noted.items():
+        assert fingerprint == open_data("digits", fraction=fraction, split_seed=seed).train.fingerprint()
+
+
+def test_what_is_chosen_by_validation_has_seen_no_test_picture_of_a_study(tmp_path):
+    """Whichever seed a trial splits data without parts by: the test pictures of every seed are the same."""
+    for name in ("digits", str(shape_pictures(tmp_path / "pictures", num=60))):
+        tested = [set(map(marker, open_data(name, split_seed=seed).test.pictures)) for seed in (0, 1, 2)]
+        assert tested[0] == tested[1] == tested[2]
+        for seed in (0, 1, 2, 1000):
+            trial = open_data(name, split_seed=seed)
+            assert not tested[0] & {marker(picture) for part in (trial.train, trial.val) for picture in part.pictures}
+
+
+def marker(picture: Any) -> Any:
+    return picture.tobytes() if hasattr(picture, "tobytes") else str(picture)
 
 
 def test_the_report_and_the_figures_are_there(undisturbed):

@@ -26,7 +26,7 @@ class Data:
     data: Annotated[Positional[str], arg(metavar="DATA")]
     """What comvex train takes as --data: a folder of class folders, a CSV file, hfds/NAME, wds/PATTERN, digits, ..."""
     split_seed: int = 0
-    """As in comvex train: decides the parts where the data leave them open."""
+    """As in comvex train: decides which pictures are set aside for validation, unless the data have a val part."""
     workers: Annotated[int | None, DEFAULT_TOLD] = None
     """Processes that read pictures. Default: one per CPU, up to 8."""
     json: bool = False

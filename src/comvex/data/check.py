@@ -82,7 +82,7 @@ def check_data(name: str, *, split_seed: int = 0, workers: int | None = None) ->
 
 def divided(name: str, *, split_seed: int) -> tuple[DataSet, list[str]]:
     """The data in the parts that training would have, and the sentences with which it would refuse them."""
-    data = read_source(name, split_seed=split_seed)
+    data = read_source(name)
     refused = list(data.problems)
     try:
         data = set_aside(data, name, split_seed=split_seed)

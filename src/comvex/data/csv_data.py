@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from comvex.data.picture_set import DataSet, PictureSet, picture_files_data
+from comvex.data.picture_set import DataSet, PictureSet, picture_files_data, with_test_drawn
 from comvex.errors import UserError
 
 SEPARATOR = ";"
@@ -35,7 +35,7 @@ class Row:
     group: str
 
 
-def csv_data(file: Path, *, split_seed: int) -> DataSet:
+def csv_data(file: Path) -> DataSet:
     """The data set of a CSV file, with a note that says why it is multi-label if it is.
 
     It is multi-label if the column is called ``labels``, or a cell has several labels (``cat;dog``) or none. The
@@ -70,10 +70,9 @@ def csv_data(file: Path, *, split_seed: int) -> DataSet:
         split = np.array([row.split for row in rows])
         train, val, test = (pictures.where(split == name) for name in SPLITS)
         val, test = (part if len(part) else None for part in (val, test))
+        data = picture_files_data(file.stem, classes, train=train, val=val, test=test)
     else:
-        in_test = pictures.share(0.2, seed=split_seed)
-        train, val, test = pictures.where(~in_test), None, pictures.where(in_test)
-    data = picture_files_data(file.stem, classes, train=train, val=val, test=test)
+        data = with_test_drawn(picture_files_data(file.stem, classes, train=pictures, val=None, test=None))
     notes = (f"{file} is multi-label, because {reason}.",) if reason else ()
     return replace(data, notes=notes, problems=tuple(problems))
 

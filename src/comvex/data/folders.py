@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from comvex import run_folder
 from comvex.data.cache import read_cache, write_cache
-from comvex.data.picture_set import DataSet, PictureSet, picture_files_data
+from comvex.data.picture_set import DataSet, PictureSet, picture_files_data, with_test_drawn
 from comvex.data.reading import SUFFIXES, printable
 from comvex.errors import UserError
 
@@ -186,7 +186,7 @@ def is_special(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def folder_data(root: Path, *, split_seed: int) -> DataSet:
+def folder_data(root: Path) -> DataSet:
     """A folder of class folders, or one with such folders called train, val and test (those that are there).
 
     Without ``train`` a stratified fifth of all pictures is the test set. With ``train`` but without ``test`` there is
@@ -213,13 +213,14 @@ def folder_data(root: Path, *, split_seed: int) -> DataSet:
     elif index.has_parts_alone:
         classes, train, parts = parts_alone(root, index)
     else:
-        classes, pictures = labelled_pictures(root, index)
-        in_test = pictures.share(0.2, seed=split_seed)
-        train, parts = pictures.where(~in_test), {"test": pictures.where(in_test)}
+        classes, train = labelled_pictures(root, index)
+        parts = None
     data = picture_files_data(
-        printable(root.resolve().name), tuple(printable(name) for name in classes), train=train, val=parts.get("val"),
-        test=parts.get("test"),
+        printable(root.resolve().name), tuple(printable(name) for name in classes), train=train,
+        val=(parts or {}).get("val"), test=(parts or {}).get("test"),
     )  # fmt: skip
+    if parts is None:
+        data = with_test_drawn(data)
     notes = [] if index.has_parts_alone or not index.nested else [note_nested(index)]
     if left_out:
         notes.append(note_left_out(left_out))
@@ -404,4 +405,4 @@ def imagenet(root: Path) -> DataSet:
             f"ImageNet-1k is not in {root}: put its folders train and val there (or links to them), each with one "
             "folder of pictures per WordNet id, such as n01440764."
         )
-    return replace(folder_data(root, split_seed=0), name="imagenet-1k")
+    return replace(folder_data(root), name="imagenet-1k")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from comvex.data.picture_set import DataSet, PictureSet, picture_files_data
+from comvex.data.picture_set import DataSet, PictureSet, picture_files_data, with_test_drawn
 from comvex.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class HubPicture:
         return f"{self.reader.split}[{self.row}]"
 
 
-def hub_data(name: str, *, split_seed: int) -> DataSet:
+def hub_data(name: str) -> DataSet:
     """A Hugging Face data set with a column of pictures and one of classes.
 
     Its splits are the parts; without a test split but with a validation split there is no test set, and with neither a
@@ -58,11 +58,9 @@ def hub_data(name: str, *, split_seed: int) -> DataSet:
         part: read_split(name, split, splits[split], image=image, label=label, classes=classes)
         for part, split in parts.items()
     }
-    if len(sets) == 1:
-        in_test = sets["train"].share(0.2, seed=split_seed)
-        sets = {"train": sets["train"].where(~in_test), "test": sets["train"].where(in_test)}
     short = name.rstrip("/").rpartition("/")[2]
-    return picture_files_data(short, classes, train=sets["train"], val=sets.get("val"), test=sets.get("test"))
+    data = picture_files_data(short, classes, train=sets["train"], val=sets.get("val"), test=sets.get("test"))
+    return with_test_drawn(data) if len(sets) == 1 else data
 
 
 def load_splits(name: str) -> dict[str, Any]:

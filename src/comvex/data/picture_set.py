@@ -127,6 +127,8 @@ class DataSet:
     """Sentences on what may not be meant so: why pictures have several labels, folders that are no classes."""
     problems: tuple[str, ...] = ()
     """Sentences on pictures that were left out because no training picture has their class."""
+    test_drawn: bool = False
+    """Whether the test pictures are not a part of the data themselves, but drawn by ``with_test_drawn``."""
 
     @property
     def multi_label(self) -> bool:
@@ -176,3 +178,12 @@ def picture_files_data(
         std=IMAGENET_STD,
         mirrored=True,
     )
+
+
+def with_test_drawn(data: DataSet) -> DataSet:
+    """Data without parts, of whose pictures a fifth becomes the test: always the same one.
+
+    No seed decides it, so that what is chosen by validation pictures of whatever split has seen none of the test.
+    """
+    in_test = data.train.share(0.2, seed=0)
+    return replace(data, train=data.train.where(~in_test), test=data.train.where(in_test), test_drawn=True)

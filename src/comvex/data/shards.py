@@ -23,7 +23,7 @@ from rich.markup import escape
 
 from comvex.data.cache import read_cache, write_cache
 from comvex.data.folders import first_few
-from comvex.data.picture_set import DataSet, PictureSet, picture_files_data
+from comvex.data.picture_set import DataSet, PictureSet, picture_files_data, with_test_drawn
 from comvex.data.reading import SUFFIXES, printable
 from comvex.errors import UserError
 
@@ -57,7 +57,7 @@ class ShardPicture:
         return f"{self.shard}:{self.member}"
 
 
-def shard_data(pattern: str, *, split_seed: int) -> DataSet:
+def shard_data(pattern: str) -> DataSet:
     """The data set in WebDataset shards.
 
     ``pattern`` is a folder, in which shards are called train*.tar, val*.tar and test*.tar, or one of names with braces
@@ -75,11 +75,9 @@ def shard_data(pattern: str, *, split_seed: int) -> DataSet:
         part: PictureSet([picture for picture, _ in found], np.array([number[label] for _, label in found], np.int64))
         for part, found in samples.items()
     }
-    if len(sets) == 1:
-        in_test = sets["train"].share(0.2, seed=split_seed)
-        sets = {"train": sets["train"].where(~in_test), "test": sets["train"].where(in_test)}
     name = Path(BRACES.sub("", pattern)).stem.strip("-_*") or "shards"
-    return picture_files_data(name, classes, train=sets["train"], val=sets.get("val"), test=sets.get("test"))
+    data = picture_files_data(name, classes, train=sets["train"], val=sets.get("val"), test=sets.get("test"))
+    return with_test_drawn(data) if len(sets) == 1 else data
 
 
 def find_shards(pattern: str) -> dict[str, list[Path]]:

@@ -30,14 +30,14 @@ CIFAR_COLOURS = {
 """Mean and deviation of red, green and blue of the training pictures, on the scale from 0 to 1."""
 
 
-def digits(*, split_seed: int) -> DataSet:
+def digits() -> DataSet:
     """Scikit-learn's handwritten digits: 1,797 grey pictures of 8 x 8 pixels, a stratified fifth for the test."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import StratifiedShuffleSplit
 
     bunch: Any = load_digits()
     pictures = PictureSet(np.round(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.astype(np.int64))
-    split = StratifiedShuffleSplit(n_splits=1, test_size=0.2, random_state=split_seed)
+    split = StratifiedShuffleSplit(n_splits=1, test_size=0.2, random_state=0)
     train_indices, _ = next(split.split(bunch.data, bunch.target))
     in_train = np.isin(np.arange(len(pictures)), train_indices)
     return DataSet(
@@ -52,6 +52,7 @@ def digits(*, split_seed: int) -> DataSet:
         mean=(0.3053,),
         std=(0.3760,),
         mirrored=False,
+        test_drawn=True,
     )
 
 

@@ -37,12 +37,13 @@ def open_data(name: str, *, split_seed: int = 0, fraction: float = 1.0, val_frac
 
     ``val_fraction`` of the training pictures is set aside for validation, unless the data have pictures for that;
     ``fraction`` in (0, 1] then keeps a stratified share of what is left, and of what was set aside. ``split_seed``
-    decides which. Groups stay whole. What a smaller fraction trains on is part of what a larger one trains on.
+    decides which. Groups stay whole. What a smaller fraction trains on is part of what a larger one trains on. Data
+    without parts have a fifth for the test, the same whatever the seed.
 
     Raises ``ValueError`` if there is no such data set, or it has too few classes, an empty part, or one with classes
     that the training pictures do not have. The log has the notes on the data.
     """
-    found = find_data(name, split_seed=split_seed)
+    found = find_data(name)
     for note in found.notes:
         LOGGER.info("%s", note)
     return settle_depth(set_aside(found, name, split_seed=split_seed, fraction=fraction, val_fraction=val_fraction))
@@ -55,6 +56,8 @@ def set_aside(
 
     How deep they are read is not settled. Raises ``ValueError`` if a part is empty then.
     """
+    if not 0 <= split_seed < 2**32:
+        raise UserError(f"split_seed is {split_seed}: it must lie in [0, 2**32).")
     if not 0 < fraction <= 1:
         raise UserError(f"fraction is {fraction}: it must lie in (0, 1].")
     if not 0 < val_fraction < 1:
@@ -135,41 +138,38 @@ def smallest(is_enough: Callable[[float], bool]) -> float | None:
     return shares[place] if place < len(shares) else None
 
 
-def find_data(name: str, *, split_seed: int) -> DataSet:
+def find_data(name: str) -> DataSet:
     """The data set of that name with the parts that it has; without parts of its own a fifth is the test set.
 
     Raises ``ValueError`` if there is none, or a part has classes that the training pictures do not have.
     """
-    data = read_source(name, split_seed=split_seed)
+    data = read_source(name)
     if data.problems:
         raise UserError(data.problems[0])
     return data
 
 
-def read_source(name: str, *, split_seed: int) -> DataSet:
+def read_source(name: str) -> DataSet:
     """As ``find_data``, but of a folder or CSV file pictures of unknown classes are left out, as ``problems`` says."""
     known = {
+        "digits": digits,
         "fashion-mnist": fashion_mnist,
         "cifar10": lambda: cifar("CIFAR10"),
         "cifar100": lambda: cifar("CIFAR100"),
         "imagenet-1k": lambda: imagenet(cache_folder() / "imagenet-1k"),
     }
     check_name(name)
-    if not 0 <= split_seed < 2**32:
-        raise UserError(f"split_seed is {split_seed}: it must lie in [0, 2**32).")
-    if name == "digits":
-        return digits(split_seed=split_seed)
     if name in known:
         return known[name]()
     if name.startswith(HUB):
         from comvex.data.hub_data import hub_data
 
-        return hub_data(name.removeprefix(HUB), split_seed=split_seed)
+        return hub_data(name.removeprefix(HUB))
     if name.startswith(SHARDS):
-        return shard_data(name.removeprefix(SHARDS), split_seed=split_seed)
+        return shard_data(name.removeprefix(SHARDS))
     if Path(name).is_dir():
-        return folder_data(Path(name), split_seed=split_seed)
-    return csv_data(Path(name), split_seed=split_seed)
+        return folder_data(Path(name))
+    return csv_data(Path(name))
 
 
 def check_name(name: str) -> None:

@@ -72,19 +72,21 @@ def evaluation_data(source: str | Path, data: str | None, *, part: Part) -> Data
                 "%s pictures may have been among those, and the figures too good.", own.name, source, part,
             )  # fmt: skip
         return own
-    found = find_data(data, split_seed=split.get("split_seed", 0))
+    found = find_data(data)
     if part == "all" or len(found.train) == 0:
         return found
     data_set = set_aside(found, data, **split)
     of_comvex = packaged_folder(source) is not None or split_name(str(source)) is not None
     if part != "train" and not known and not of_comvex and is_drawn(data, data_set, part):
         LOGGER.warning(
-            "It is not known which pictures %s was trained on: if they were some of %s, the %s pictures, drawn here "
-            "with split_seed 0, may be among them, and the figures too good.", source, data_set.name, part,
+            "It is not known which pictures %s was trained on: if they were some of %s, the %s pictures, drawn here, "
+            "may be among them, and the figures too good.", source, data_set.name, part,
         )  # fmt: skip
     return data_set
 
 
 def is_drawn(data: str, data_set: DataSet, part: Part) -> bool:
-    """Whether which pictures are in a part is drawn from ``split_seed``, not told by the data."""
+    """Whether which pictures are in a part is drawn, not told by the data."""
+    if part == "test":
+        return data_set.test_drawn
     return data_set.part(part).fingerprint() != open_data(data, split_seed=1).part(part).fingerprint()

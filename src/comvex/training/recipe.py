@@ -91,7 +91,7 @@ class Recipe:
     """Without a test, the test pictures are left alone and the summary is of the validation pictures: for trials that
     choose a recipe, so that the test has chosen nothing."""
     split_seed: int = 0
-    """Decides which pictures are kept for training, validation and, where the data leave it open, the test."""
+    """Decides which pictures are kept for training and for validation; the test pictures are always the same."""
     balance: Balance = "none"
     """For classes of uneven size. loss: a rare class counts more in the loss. sampling: its pictures are shown more
     often, so that all classes are seen equally often. Multi-label: loss only."""
