@@ -78,6 +78,24 @@ def test_a_smaller_stretch_gives_few_pictures_fewer_steps():
     assert {run.fraction: run.recipe.patience for run in own} == {0.01: 50, 0.05: 23, 0.1: 16, 0.3: 10, 1.0: 5}
 
 
+def test_warm_up_and_cool_down_are_the_same_share_of_every_run():
+    recipe = dataclasses.replace(RECIPE, warmup_epochs=1.5, cooldown_epochs=5)
+    for stretch in (0.0, 0.6, 1.0):
+        for run in study(recipe=recipe, seeds=(0,), stretch=stretch).runs(FASHION):
+            assert run.recipe.warmup_epochs / run.recipe.epochs == pytest.approx(1.5 / 20, rel=0.02)
+            assert run.recipe.cooldown_epochs / run.recipe.epochs == pytest.approx(5 / 20, rel=0.03)  # whole epochs
+
+
+@pytest.mark.parametrize("num_pictures", [100, 432, 1000, 5000])
+def test_few_pictures_have_no_more_steps_than_many(num_pictures):
+    """Where an epoch is less than a batch it is a step nevertheless."""
+    for recipe in (RECIPE, dataclasses.replace(RECIPE, epochs=None)):
+        runs = study(recipe=recipe, seeds=(0,)).runs(num_pictures)
+        steps = [run.recipe.num_steps(round(run.fraction * num_pictures)) for run in runs]
+        assert max(steps) < 1.6 * steps[-1]  # an epoch leaves out up to a batch
+        assert min(steps) > 0.6 * steps[-1]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

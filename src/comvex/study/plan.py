@@ -150,15 +150,19 @@ class Study:
         )
 
 
-def length(recipe: Recipe, fraction: float, num_pictures: int, *, stretch: float) -> dict[str, int | None]:
-    """Epochs (or steps, if the recipe counts those) and patience of a run with a share of the pictures.
+def length(recipe: Recipe, fraction: float, num_pictures: int, *, stretch: float) -> dict[str, Any]:
+    """Epochs (or steps, if the recipe counts those), patience, warm-up and cool-down of a run on some of the pictures.
 
-    Epochs and patience are meant for all pictures, and multiplied by (1 / fraction) to the power ``stretch``; an epoch
-    has as many steps as there are pictures.
+    All are meant for all pictures, and multiplied by (1 / fraction) to the power ``stretch``: if that is 1, every
+    fraction has about as many steps. So an epoch of less than a batch, which is a step too, counts for part of one.
     """
-    patience = recipe.patience
-    more_epochs = fraction**-stretch
-    scaled = {"patience": None if patience is None else math.ceil(patience * more_epochs)}
+    longer = fraction**-stretch
+    more_epochs = longer * min(1, fraction * num_pictures / recipe.batch_size)
+    scaled: dict[str, Any] = {
+        "patience": None if recipe.patience is None else max(1, math.ceil(recipe.patience * more_epochs)),
+        "cooldown_epochs": round(recipe.cooldown_epochs * more_epochs),
+        "warmup_epochs": None if recipe.warmup_epochs is None else recipe.warmup_epochs * more_epochs,
+    }
     if recipe.steps is not None:
-        return {"steps": max(1, round(recipe.steps * fraction * more_epochs)), **scaled}
-    return {"epochs": round(recipe.num_epochs(num_pictures) * more_epochs), **scaled}
+        return {"steps": max(1, round(recipe.steps * fraction * longer)), **scaled}
+    return {"epochs": max(1, round(recipe.num_epochs(num_pictures) * more_epochs)), **scaled}
