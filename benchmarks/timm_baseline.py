@@ -29,9 +29,9 @@ from comvex.errors import UserError
 from comvex.files import write_text
 from comvex.processor import machine_line
 from comvex.run_folder import STUDY
-from comvex.study.carry_out import read_study
 from comvex.study.plan import PLAIN, PlannedRun, Study
 from comvex.study.results import read_result
+from comvex.study.study_file import read_study
 from comvex.training.best_epoch import selected_epoch
 from comvex.training.plan import Plan, make_plan
 from comvex.training.ranks import Ranks

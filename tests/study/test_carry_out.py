@@ -22,14 +22,8 @@ from comvex.data.sources import open_data
 from comvex.errors import UserError
 from comvex.files import read_table
 from comvex.study import carry_out as carrying_out
-from comvex.study.carry_out import (
-    carry_out,
-    count_pictures,
-    duration,
-    fitting_fractions,
-    progress_line,
-    seconds_left,
-)
+from comvex.study.carry_out import carry_out, duration, progress_line, seconds_left
+from comvex.study.pictures import fitting_fractions, look_through
 from comvex.study.plan import Study
 from comvex.study.results import RUNS, read_result
 from comvex.training import trainer
@@ -39,6 +33,7 @@ from made_pictures import multi_label_recipe, shape_pictures
 
 SMALL = Architecture(dim=32, heads=4, num_local_layers=1, num_nonlocal_layers=1)
 RECIPE = Recipe(data="digits", model=SMALL, steps=4, batch_size=32, patience=1)
+SMALL_PICTURES = dataclasses.replace(SMALL, image_size=8, patch_size=2)
 STUDY = Study("sample-efficiency", RECIPE, (0.1, 1.0), (0, 1))
 ARGUMENTS = [
     "study", "sample-efficiency", "--data", "digits", "--model.dim", "32", "--model.heads", "4",
@@ -295,7 +290,7 @@ def test_data_without_test_pictures_or_with_several_labels_are_refused(tmp_path)
     assert not (tmp_path / "two").exists()
 
 
-def test_fractions_that_leave_no_pictures_are_refused_or_left_out_by_default(tmp_path, capsys):
+def test_fractions_that_leave_no_pictures_are_refused_or_left_out_by_default(tmp_path):
     for label in ("dark", "bright"):
         (tmp_path / "pictures" / label).mkdir(parents=True)
         for number in range(40):
@@ -309,10 +304,84 @@ def test_fractions_that_leave_no_pictures_are_refused_or_left_out_by_default(tmp
     with pytest.raises(ValueError, match=message):
         carry_out(Study("sample-efficiency", recipe, (0.01, 0.1, 1.0), (0,)), tmp_path / "study")
     assert not (tmp_path / "study").exists()
-    assert fitting_fractions("sample-efficiency", recipe) == (0.3, 1.0)
-    told = capsys.readouterr().err.splitlines()
-    assert [line.split(": ")[1] for line in told] == [f"without the fraction {share}" for share in (0.01, 0.05, 0.1)]
-    assert count_pictures(Study("sample-efficiency", recipe, (0.167, 1.0), (0,))) == 58
+    fractions, left_out = fitting_fractions("sample-efficiency", recipe, (0,))
+    assert fractions == (0.3, 1.0)
+    assert [line.split(": ")[0] for line in left_out] == [
+        f"without the fraction {share}" for share in (0.01, 0.05, 0.1)
+    ]
+    assert look_through(Study("sample-efficiency", recipe, (0.167, 1.0), (0,))).num == 58
+
+
+def uneven_pictures(root: Path) -> Path:
+    """160 dark and 160 bright pictures, and ten that are grey."""
+    for label, num, grey in (("dark", 160, 0), ("bright", 160, 200), ("grey", 10, 100)):
+        (root / label).mkdir(parents=True)
+        for number in range(num):
+            Image.new("L", (8, 8), grey + number // 4).save(root / label / f"{number}.png")
+    return root
+
+
+def test_classes_that_a_fraction_leaves_nothing_of_are_told_and_such_fractions_left_out_by_default(tmp_path, capsys):
+    recipe = Recipe(data=str(uneven_pictures(tmp_path / "pictures")), model=SMALL_PICTURES, steps=2, batch_size=8)
+    fractions, left_out = fitting_fractions("sample-efficiency", recipe, (0, 1))
+    assert fractions == (0.1, 0.3, 1.0)
+    assert left_out[-1] == "without the fraction 0.05: it leaves no training picture of grey."
+    carry_out(Study("ablation", recipe, (0.05,), (0,)), tmp_path / "study", options=OPTIONS)
+    sentence = "At 5 % of the pictures there is, with some seed, no picture to train on of 1 class: grey."
+    assert f"study: {sentence}" in capsys.readouterr().err
+    assert sentence in (tmp_path / "study" / "report.md").read_text()
+
+
+def test_a_study_does_not_go_on_with_other_pictures(tmp_path):
+    pictures = uneven_pictures(tmp_path / "pictures")
+    recipe = Recipe(data=str(pictures), model=SMALL_PICTURES, steps=2, batch_size=8)
+    study = Study("sample-efficiency", recipe, (1.0,), (0,))
+    carry_out(study, tmp_path / "study", options=OPTIONS)
+    Image.new("L", (8, 8)).save(pictures / "dark" / "another.png")
+    assert carry_out(study, tmp_path / "study", options=OPTIONS)["num_finished"] == 2  # of those nothing is needed
+    with pytest.raises(
+        ValueError, match=r"are not those that the study in .* was begun with \(then \d+ to train on, now"
+    ):
+        carry_out(dataclasses.replace(study, seeds=(0, 1)), tmp_path / "study", options=OPTIONS)
+    assert json.loads((tmp_path / "study" / "study.json").read_text())["seeds"] == [0]
+
+
+def test_a_worker_reports_on_what_another_one_has_added_meanwhile(undisturbed, tmp_path, monkeypatch):
+    out = Path(shutil.copytree(undisturbed[0], tmp_path / "study"))
+    shutil.rmtree(out / RUNS / "plain-10pc-seed1")
+    original = carrying_out.train
+
+    def overtaken(recipe, folder, *, options):
+        monkeypatch.setattr(carrying_out, "train", original)
+        carry_out(dataclasses.replace(STUDY, fractions=(1.0,), seeds=(2,)), out, options=OPTIONS)
+        return original(recipe, folder, options=options)
+
+    monkeypatch.setattr(carrying_out, "train", overtaken)
+    report = carry_out(STUDY, out, options=OPTIONS)
+    assert (report["num_runs"], report["num_finished"]) == (12, 10)  # two fractions, three seeds, two architectures
+    assert "10 of 12 runs are finished" in (out / "report.md").read_text()
+
+
+def test_workers_that_begin_at_once_note_the_seeds_of_all(tmp_path):
+    """Real processes; each looks through the pictures and then writes study.json."""
+    out = tmp_path / "study"
+    asked = [[*ARGUMENTS[: ARGUMENTS.index("--seeds")], "--seeds", str(seed)] for seed in range(3)]
+    files = [tmp_path / f"{seed}.txt" for seed in range(3)]
+    workers = [
+        Command(*words, "--threads", "1", "--out", out, out=file, err=file)
+        for words, file in zip(asked, files, strict=True)
+    ]
+    assert [worker.wait(300) for worker in workers] == [0, 0, 0], [file.read_text() for file in files]
+    assert json.loads((out / "study.json").read_text())["seeds"] == [0, 1, 2]
+    assert "12 of 12 runs are finished" in (out / "report.md").read_text()
+
+
+def test_what_a_worker_that_was_killed_at_once_has_left_is_no_other_folder(tmp_path):
+    out = tmp_path / "study"
+    out.mkdir()
+    (out / ".study.json.12345.tmp").touch()
+    carry_out(dataclasses.replace(STUDY, fractions=(1.0,), seeds=(0,)), out, options=OPTIONS)
+    assert (out / "report.md").exists()
 
 
 def test_the_line_between_runs_tells_the_time_left(undisturbed, tmp_path):
@@ -322,6 +391,8 @@ def test_the_line_between_runs_tells_the_time_left(undisturbed, tmp_path):
     assert line(undisturbed[0]).startswith("study: 8 of 8 runs finished, about 0 s left")
     finished = read_result(runs[0], undisturbed[0])
     assert finished is not None
+    failed = line(tmp_path, failed=[run.name for run in runs[:-1]], following=runs[-1])
+    assert failed == f"study: 0 of 8 runs finished, 7 failed; next {runs[-1]}"
     slow = dataclasses.replace(finished, steps=10, seconds=50.0)
     open_runs = runs[:2]  # of four steps each, one of which has done two
     (tmp_path / RUNS / runs[1].name / "checkpoints" / "step-00000002").mkdir(parents=True)

@@ -30,6 +30,7 @@ def result(architecture: str, fraction: float, seed: int, top1: float) -> Result
         num_pictures=round(1000 * fraction),
         steps=10,
         top1=top1,
+        num_test_pictures=400,
         seconds=2.0,
         machine=None,
         ended_early=False,
@@ -46,7 +47,7 @@ RESULTS = [
 
 
 def words(study: Study, results: list[Result]) -> str:
-    return " ".join(method_lines(study, results, summarise(results)))
+    return " ".join(method_lines(study, results, summarise(results), {}))
 
 
 def test_mean_and_deviation_are_those_of_the_seeds():
@@ -134,7 +135,27 @@ def test_the_report_says_how_many_steps_a_fraction_has(stretch):
     assert told[stretch] in (text := words(study, RESULTS))
     assert "epochs are those" not in text
     by_epochs = dataclasses.replace(study, recipe=Recipe(epochs=3))
-    assert "A fraction's epochs are those of all pictures times (1 / fraction)" in words(by_epochs, RESULTS)
+    assert "A fraction's epochs are those of all pictures times (1 / fraction)" in (text := words(by_epochs, RESULTS))
+    assert "fewer where an epoch" not in text
+    one_step = dataclasses.replace(by_epochs, recipe=Recipe(epochs=3, batch_size=128))
+    assert ", fewer where an epoch has less than a batch." in words(one_step, RESULTS)
+
+
+def test_the_report_says_what_the_number_of_test_pictures_leaves_open():
+    study = Study("sample-efficiency", Recipe(), (0.1,), (0, 1))
+    some = [result("convit", 0.1, 0, 80.0), result("plain", 0.1, 0, 80.0)]
+    assert "There are 400 test pictures" in (text := words(study, some))
+    assert "a standard error of 2.00 points" in text  # 100 * sqrt(0.8 * 0.2 / 400)
+
+
+def test_the_report_names_classes_that_could_not_be_learnt():
+    study = Study("sample-efficiency", Recipe(), (0.1,), (0, 1))
+    text = " ".join(method_lines(study, RESULTS, summarise(RESULTS), {"0.05": list("abcdef"), "0.1": ["f"]}))
+    assert (
+        "At 5 % of the pictures there is, with some seed, no picture to train on of 6 classes: a, b, c, d, e, ..."
+        in text
+    )
+    assert "At 10 % of the pictures there is, with some seed, no picture to train on of 1 class: f." in text
 
 
 def test_no_curve_ends_at_the_edge_of_its_panel(tmp_path, monkeypatch):
@@ -155,6 +176,9 @@ def test_the_tables_say_what_was_found():
     lines = comparison_table(summarise(RESULTS), compare(RESULTS))
     assert lines[2] == "| 100 (10 %) | 60.00 ± 1.41 (2) | 50.00 ± 0.00 (2) | +20.0 | 2.99 | 2.82, 3.16 |"
     assert lines[3] == "| 1,000 (100 %) | 80.00 ± 1.41 (2) | 71.00 ± 1.41 (2) | +12.7 | > 1.00 | > 1.00, > 1.00 |"
+    [comparison] = [each for each in compare(RESULTS) if each.fraction == 0.1]
+    bounds = dataclasses.replace(comparison, factors=(Factor(1.0, ">"), Factor(1.7), Factor(2.0, "<"), Factor(1.2)))
+    assert comparison_table(summarise(RESULTS), [bounds])[2].endswith("| < 2.00, 1.20, 1.70, > 1.00 |")
     assert comparison_table(summarise(RESULTS[:1]), [])[2] == "| 100 (10 %) | 59.00 (1) | - |  |  |  |"
     assert accuracy_table(summarise(RESULTS), differences_to_convit(RESULTS))[2:] == [
         "| ConViT | 60.00 ± 1.41 (2) |  | 80.00 ± 1.41 (2) |  |",

@@ -47,10 +47,15 @@ class RunStudy:
     """Print the figures as one JSON object on standard output, and nothing else there."""
 
     def run(self) -> int:
-        from comvex.study.carry_out import carry_out, fitting_fractions
+        from comvex.study.carry_out import carry_out
+        from comvex.study.pictures import fitting_fractions
         from comvex.training.stopping import StoppedError
 
-        fractions = self.fractions or fitting_fractions(self.kind, self.recipe)
+        fractions = self.fractions
+        if not fractions:
+            fractions, left_out = fitting_fractions(self.kind, self.recipe, self.seeds)
+            for sentence in left_out:
+                print(f"study: {sentence}", file=sys.stderr)
         study = Study(self.kind, self.recipe, fractions, self.seeds, self.stretch)
         out = self.out if self.out is not None else Path("studies") / f"{self.kind}-{Path(self.recipe.data).name}"
         try:

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import comvex
 from comvex import run_folder
-from comvex.data.sources import open_data
 from comvex.errors import UserError
-from comvex.files import write_text
-from comvex.study.plan import FRACTIONS, Kind, PlannedRun, Study
-from comvex.study.report import write_report
+from comvex.study.plan import PlannedRun, Study
+from comvex.study.report import absent_sentence, write_report
 from comvex.study.results import RUNS, Result, read_result
+from comvex.study.study_file import begin, read_study
 from comvex.training.ranks import told_num
-from comvex.training.recipe import Options, Recipe, differences
+from comvex.training.recipe import Options
 from comvex.training.runs import last_step
 from comvex.training.trainer import train
 
-FORMAT = 2
 POLL_SECONDS = 5.0
 """How often a worker that has nothing left to do looks whether the others have."""
 DRAW_SECONDS = 60.0
@@ -49,10 +44,12 @@ def carry_out(study: Study, out: Path, *, options: Options | None = None, poll: 
         )
     if told_num() > 1:
         raise UserError("A study does not run under torchrun: repeat its command in several terminals instead.")
-    known, num_pictures = begin(study, out)
-    runs, known_runs = study.runs(num_pictures), known.runs(num_pictures)
-    line = partial(progress_line, runs, out, num_pictures=num_pictures)
+    noted = begin(study, out)
+    tell_absent_classes(study, noted)
+    num_pictures = noted["num_pictures"]
+    runs = study.runs(num_pictures)
     failed: dict[str, UserError] = {}
+    line = partial(progress_line, runs, out, num_pictures=num_pictures, failed=failed)
     said, drawn = "", -math.inf
     while waiting := [run for run in runs if run.name not in failed and read_result(run, out) is None]:
         trained = 0
@@ -66,7 +63,7 @@ def carry_out(study: Study, out: Path, *, options: Options | None = None, poll: 
                 continue
             trained += 1
             draw = time.monotonic() - drawn > DRAW_SECONDS
-            write_report(known, known_runs, out, draw=draw)
+            report_all(out, draw=draw)
             drawn = time.monotonic() if draw else drawn
         if not trained:
             waits = line()
@@ -74,7 +71,7 @@ def carry_out(study: Study, out: Path, *, options: Options | None = None, poll: 
                 say(waits)
                 said = waits
             time.sleep(poll)
-    report = write_report(known, known_runs, out)
+    report = report_all(out)
     if failed:
         name, error = next(iter(failed.items()))
         raise UserError(
@@ -83,69 +80,19 @@ def carry_out(study: Study, out: Path, *, options: Options | None = None, poll: 
     return report
 
 
-def begin(study: Study, out: Path) -> tuple[Study, int]:
-    """Make sure that the study may use this folder, and note there what it is.
-
-    Returns the study with all fractions and seeds that the folder was ever asked for, and the number of training
-    pictures at a fraction of 1. Raises ``ValueError`` if the folder holds something else or another study.
-    """
-    file = out / run_folder.STUDY
-    if out.exists() and not file.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} holds something else than a study: choose another --out.")
-    known = study
-    if file.exists():
-        stored = read_study(file)
-        found = differences(settings(stored), settings(study.to_dict()))
-        if found:
-            raise UserError(f"The folder {out} has another study ({'; '.join(found)}): choose another --out.")
-        before = Study.from_dict(stored)
-        known = dataclasses.replace(
-            study,
-            fractions=tuple(sorted({*before.fractions, *study.fractions})),
-            seeds=tuple(sorted({*before.seeds, *study.seeds})),
-        )
-        num_pictures = stored["num_pictures"]
-    else:
-        num_pictures = count_pictures(study)
-    content = {"format": FORMAT, "comvex": comvex.__version__, **known.to_dict(), "num_pictures": num_pictures}
-    write_text(file, json.dumps(content, indent=2) + "\n")
-    return known, num_pictures
+def tell_absent_classes(study: Study, noted: dict[str, Any]) -> None:
+    """Say at which fractions there are classes that cannot be learnt."""
+    for fraction in sorted(study.fractions):
+        names = noted["absent_classes"].get(f"{fraction:g}")
+        if names:
+            say(f"study: {absent_sentence(f'{fraction:g}', names)}")
 
 
-def settings(study: dict[str, Any]) -> dict[str, Any]:
-    """What all runs of a study have in common, of its plain values; fractions and seeds may be added to."""
-    own = {name: value for name, value in study.items() if name in ("study", "stretch")}
-    return own | study["recipe"]
-
-
-def read_study(file: Path) -> dict[str, Any]:
-    """What a study's folder says of it; raises ``ValueError`` if that is damaged or from another version."""
-    try:
-        stored = json.loads(file.read_text())
-        if stored["format"] != FORMAT:
-            raise UserError(f"{file} has format {stored['format']!r}: this version of comvex reads format {FORMAT}.")
-        return stored
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is damaged or not comvex's: {type(error).__name__} {error}.") from error
-
-
-def count_pictures(study: Study) -> int:
-    """Training pictures at a fraction of 1; raises ``ValueError`` for data that a study cannot be made with."""
-    recipe = study.recipe
-    data = open_data(recipe.data, val_fraction=recipe.val_fraction)
-    if data.multi_label:
-        raise UserError(f"The pictures of {recipe.data} have several labels each: a study compares top-1 accuracies.")
-    if data.test is None or not len(data.test):
-        raise UserError(
-            f"The data set {recipe.data} has no test pictures: a study needs some that chose nothing, in a folder test "
-            "beside train, or all pictures in one folder, a fifth of which is then the test."
-        )
-    smallest = min(study.fractions)
-    try:
-        open_data(recipe.data, val_fraction=recipe.val_fraction, fraction=smallest)
-    except UserError as error:
-        raise UserError(f"fractions has {smallest:g}: {error}") from error
-    return len(data.train)
+def report_all(out: Path, *, draw: bool = True) -> dict[str, Any]:
+    """Report on all that the folder was ever asked for, perhaps by another worker since this one began."""
+    stored = read_study(out / run_folder.STUDY)
+    study = Study.from_dict(stored)
+    return write_report(study, study.runs(stored["num_pictures"]), out, absent=stored["absent_classes"], draw=draw)
 
 
 def attempt(run: PlannedRun, out: Path, options: Options, *, announce: Callable[[], None]) -> bool:
@@ -163,29 +110,22 @@ def attempt(run: PlannedRun, out: Path, options: Options, *, announce: Callable[
     return True
 
 
-def fitting_fractions(kind: Kind, recipe: Recipe) -> tuple[float, ...]:
-    """The fractions of a study by default, without those that would leave no picture to train on or to validate."""
-    open_data(recipe.data, val_fraction=recipe.val_fraction)  # raises what is wrong with the data themselves
-    fitting = []
-    for fraction in FRACTIONS[kind]:
-        try:
-            open_data(recipe.data, val_fraction=recipe.val_fraction, fraction=fraction)
-        except UserError as error:
-            say(f"study: without the fraction {fraction:g}: {error}")
-        else:
-            fitting.append(fraction)
-    return tuple(fitting)
-
-
 def progress_line(
-    runs: Sequence[PlannedRun], out: Path, *, num_pictures: int, following: PlannedRun | None = None
+    runs: Sequence[PlannedRun],
+    out: Path,
+    *,
+    num_pictures: int,
+    failed: Collection[str] = (),
+    following: PlannedRun | None = None,
 ) -> str:
     """How far the whole study is, and the time left for as many workers as are at it now."""
     results = [read_result(run, out) for run in runs]
     finished = [result for result in results if result is not None]
-    open_runs = [run for run, result in zip(runs, results, strict=True) if result is None]
+    open_runs = [run for run, result in zip(runs, results, strict=True) if result is None and run.name not in failed]
     busy = sum(run is not following and is_busy(out / RUNS / run.name) for run in open_runs)
     line = f"study: {len(finished)} of {len(runs)} runs finished"
+    if failed:
+        line += f", {len(failed)} failed"
     seconds = seconds_left(open_runs, finished, out, num_pictures=num_pictures)
     if seconds is not None:
         workers = busy + (following is not None)

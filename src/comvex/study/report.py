@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 import statistics
 from collections import Counter
@@ -31,9 +32,17 @@ RESULTS, CURVES, REPORT = "results.csv", "curves.csv", "report.md"
 FIGURE, CURVES_FIGURE = "figure.png", "curves.png"
 
 
-def write_report(study: Study, runs: Sequence[PlannedRun], out: Path, *, draw: bool = True) -> dict[str, Any]:
+def write_report(
+    study: Study,
+    runs: Sequence[PlannedRun],
+    out: Path,
+    *,
+    absent: Mapping[str, Sequence[str]] | None = None,
+    draw: bool = True,
+) -> dict[str, Any]:
     """Write what the finished runs of a study have come to, and return it as plain values for JSON.
 
+    ``absent`` has, for a fraction, the classes that some of its runs had no picture of to train on.
     Without ``draw`` the figures, which take a second or two, stay as they are. Nothing is written before a run is
     finished. Several workers may write at once: each file is replaced as a whole, and the last one to finish has all
     runs.
@@ -44,7 +53,7 @@ def write_report(study: Study, runs: Sequence[PlannedRun], out: Path, *, draw: b
         write_tables(results, out)
         if draw:
             write_figures(study, results, summaries, comparisons, out)
-        text = "\n".join(report_lines(study, runs, results, summaries, comparisons, out))
+        text = "\n".join(report_lines(study, runs, results, summaries, comparisons, out, absent or {}))
         write_text(out / REPORT, text + "\n")
     return {
         "study": study.kind,
@@ -95,6 +104,7 @@ def report_lines(
     summaries: Sequence[Summary],
     comparisons: Sequence[Comparison],
     out: Path,
+    absent: Mapping[str, Sequence[str]],
 ) -> list[str]:
     hours = sum(result.seconds for result in results) / 3600
     heading = {"sample-efficiency": "Sample efficiency", "ablation": "Ablation"}[study.kind]
@@ -108,7 +118,7 @@ def report_lines(
     lines += [
         "## How it was measured",
         "",
-        *method_lines(study, results, summaries),
+        *method_lines(study, results, summaries, absent),
         "",
         "```bash",
         command(study, out),
@@ -141,8 +151,10 @@ def comparison_table(summaries: Sequence[Summary], comparisons: Sequence[Compari
 
 
 def spread(comparison: Comparison) -> str:
-    """The picture factors of the single seeds, lowest first."""
-    return ", ".join(str(factor) for factor in sorted(comparison.factors, key=lambda factor: factor.value))
+    """The picture factors of the single seeds, lowest first; upper bounds before all of them, lower bounds last."""
+    order = {"<": 0, "": 1, ">": 2}
+    factors = sorted(comparison.factors, key=lambda factor: (order[factor.bound], factor.value))
+    return ", ".join(map(str, factors))
 
 
 def accuracy(summary: Summary | None) -> str:
@@ -179,7 +191,9 @@ def mean_of(differences: Sequence[float]) -> str:
     return with_spread(f"{statistics.mean(differences):+.2f}", deviation, len(differences))
 
 
-def method_lines(study: Study, results: Sequence[Result], summaries: Sequence[Summary]) -> list[str]:
+def method_lines(
+    study: Study, results: Sequence[Result], summaries: Sequence[Summary], absent: Mapping[str, Sequence[str]]
+) -> list[str]:
     """What a reader must know to believe the figures."""
     chosen = "of the last epoch" if study.recipe.select == "last" else "that were best in validation"
     lines = [
@@ -187,8 +201,10 @@ def method_lines(study: Study, results: Sequence[Result], summaries: Sequence[Su
         "after its end. A seed decides the pictures, which are set aside for validation, the initial weights, order "
         "and augmentation, and is the same for all architectures; the pictures of a smaller fraction are among those "
         "of a larger one.",
+        *(absent_sentence(fraction, names) for fraction, names in sorted(absent.items())),
         spread_line(summaries),
-        length_line(study),
+        test_line(results),
+        length_line(study, results),
         *late_lines(study, results, summaries),
     ]
     if study.kind == "sample-efficiency":
@@ -212,12 +228,34 @@ def spread_line(summaries: Sequence[Summary]) -> str:
     return f"{line} One seed more lies, 19 times out of 20, within {', '.join(within)}."
 
 
-def length_line(study: Study) -> str:
+def test_line(results: Sequence[Result]) -> str:
+    """How far the number of test pictures alone lets an accuracy be off."""
+    fewest = min(result.num_test_pictures for result in results)
+    top1 = statistics.mean(result.top1 for result in results)
+    error = math.sqrt(top1 * (100 - top1) / fewest)
+    return (
+        f"There are {fewest:,} test pictures, the same for all runs: an accuracy like these has a standard error of "
+        f"{error:.2f} points by their number alone, much of which two architectures share, and which is not in ±."
+    )
+
+
+def absent_sentence(fraction: str, names: Sequence[str]) -> str:
+    """That some classes cannot be learnt; with a few of their names."""
+    some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return (
+        f"At {100 * float(fraction):g} % of the pictures there is, with some seed, no picture to train on of "
+        f"{len(names)} {'class' if len(names) == 1 else 'classes'}: {some}."
+    )
+
+
+def length_line(study: Study, results: Sequence[Result]) -> str:
     """How long the runs of a fraction are; see ``plan.length``."""
     steps, stretch = study.recipe.steps, study.stretch
     if steps is None:
         power = "" if stretch == 1 else f" to the power {stretch:g}"
-        return f"A fraction's epochs are those of all pictures times (1 / fraction){power}."
+        fewer = min(result.num_pictures for result in results) < study.recipe.batch_size
+        exception = ", fewer where an epoch has less than a batch" if fewer else ""
+        return f"A fraction's epochs are those of all pictures times (1 / fraction){power}{exception}."
     if stretch == 1:
         return f"Every fraction has {steps} steps."
     power = "" if stretch == 0 else f" to the power {1 - stretch:g}"

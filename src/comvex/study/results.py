@@ -34,6 +34,8 @@ class Result:
     """Until it ended."""
     top1: float
     """On the test pictures, in percent; of a run without a test on the validation pictures."""
+    num_test_pictures: int
+    """That could be read; of a run without a test of the validation pictures."""
     seconds: float
     machine: str | None
     """Where, with what and when it ended; None for runs of before that was noted."""
@@ -113,6 +115,7 @@ def read_result(run: PlannedRun, out: Path) -> Result | None:
         num_pictures=summary["num_training_pictures"],
         steps=history[-1]["step"],
         top1=summary["top1"],
+        num_test_pictures=summary["num_pictures"],
         seconds=summary["seconds"],
         machine=summary.get("machine"),
         ended_early=history[-1]["step"] < run.recipe.num_steps(summary["num_training_pictures"]),

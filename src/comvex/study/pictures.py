@@ -1,0 +1,90 @@
+"""The pictures that a study is made with: what its data must have, and what each fraction leaves of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from comvex.data.picture_set import DataSet
+from comvex.data.sources import find_data, set_aside
+from comvex.errors import UserError
+from comvex.study.plan import FRACTIONS, Kind, Study
+from comvex.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class StudyPictures:
+    """What a study's folder notes of them."""
+
+    num: int
+    """To train on at a fraction of 1."""
+    labels: str
+    """A short hash of all labels of the training and the test pictures, to notice that they are others now."""
+    absent_classes: dict[str, list[str]]
+    """For a fraction, as its decimal number, the classes of which no picture is left to train on with some seed."""
+
+
+def look_through(study: Study) -> StudyPictures:
+    """Open the data of a study and divide them for every fraction and seed.
+
+    Raises ``ValueError`` for data that a study cannot be made with.
+    """
+    recipe = study.recipe
+    data = find_data(recipe.data)
+    if data.multi_label:
+        raise UserError(f"The pictures of {recipe.data} have several labels each: a study compares top-1 accuracies.")
+    if data.test is None or not len(data.test):
+        raise UserError(
+            f"The data set {recipe.data} has no test pictures: a study needs some that chose nothing, in a folder test "
+            "beside train, or all pictures in one folder, a fifth of which is then the test."
+        )
+    absent = {}
+    for fraction in sorted(study.fractions):
+        try:
+            missing = {name for part in divided(data, recipe, fraction, study.seeds) for name in absent_classes(part)}
+        except UserError as error:
+            raise UserError(f"fractions has {fraction:g}: {error}") from error
+        if missing:
+            absent[f"{fraction:g}"] = [name for name in data.classes if name in missing]
+    labels = b"".join(part.labels.astype("<i8").tobytes() for part in (data.train, data.test))
+    whole = set_aside(data, recipe.data, val_fraction=recipe.val_fraction)
+    return StudyPictures(len(whole.train), hashlib.sha256(labels).hexdigest()[:16], absent)
+
+
+def divided(data: DataSet, recipe: Recipe, fraction: float, seeds: Sequence[int]) -> Iterator[DataSet]:
+    """The data as the runs of each seed have them; raises ``ValueError`` if a part is empty."""
+    for seed in seeds:
+        yield set_aside(data, recipe.data, split_seed=seed, fraction=fraction, val_fraction=recipe.val_fraction)
+
+
+def absent_classes(data: DataSet) -> list[str]:
+    """The classes of which there is no picture to train on."""
+    return [data.classes[index] for index in np.setdiff1d(np.arange(len(data.classes)), data.train.labels)]
+
+
+def fitting_fractions(kind: Kind, recipe: Recipe, seeds: Sequence[int]) -> tuple[tuple[float, ...], list[str]]:
+    """The fractions of a study by default, and a sentence for each that is left out.
+
+    Those are left out that would leave no picture to train on or to validate, or none of a class that a larger
+    fraction has.
+    """
+    data = find_data(recipe.data)
+    set_aside(data, recipe.data, val_fraction=recipe.val_fraction)  # raises what is wrong with the data themselves
+    fitting, left_out = [], []
+    fewest = None  # absent classes
+    for fraction in sorted(FRACTIONS[kind], reverse=True):
+        try:
+            missing = {name for part in divided(data, recipe, fraction, seeds) for name in absent_classes(part)}
+        except UserError as error:
+            left_out.append(f"without the fraction {fraction:g}: {error}")
+            continue
+        fewest = missing if fewest is None else fewest
+        if missing - fewest:
+            names = ", ".join(name for name in data.classes if name in missing - fewest)
+            left_out.append(f"without the fraction {fraction:g}: it leaves no training picture of {names}.")
+        else:
+            fitting.append(fraction)
+    return tuple(sorted(fitting)), left_out[::-1]

@@ -1,0 +1,120 @@
+"""study.json, what a study's folder says of it: read, compared with what is asked for, and added to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import comvex
+from comvex import run_folder
+from comvex.errors import UserError
+from comvex.files import write_text
+from comvex.study.pictures import StudyPictures, look_through
+from comvex.study.plan import Study
+from comvex.study.results import read_result
+from comvex.training.recipe import differences
+
+FORMAT = 2
+
+
+def begin(study: Study, out: Path) -> dict[str, Any]:
+    """Make sure that the study may use this folder, and note there what it is; returns what is noted.
+
+    The fractions and seeds noted are all that the folder was ever asked for. The pictures are looked through unless all
+    runs are finished. Raises ``ValueError`` if the folder holds something else or another study, or the pictures are
+    none that a study can be made with, or no longer those that it was begun with.
+    """
+    file = out / run_folder.STUDY
+    if out.exists() and not file.exists() and (not out.is_dir() or not holds_leftovers_alone(out)):
+        raise UserError(f"{out} holds something else than a study: choose another --out.")
+    stored = read_study(file) if file.exists() else None
+    if stored is not None:
+        check_same(study, stored, out)
+    pictures = None
+    if stored is None or any(read_result(run, out) is None for run in study.runs(stored["num_pictures"])):
+        pictures = look_through(study)
+    with alone_in(out):
+        if file.exists():  # perhaps only now, of another worker
+            stored = read_study(file)
+            check_same(study, stored, out)
+        if stored is not None and pictures is not None:
+            check_same_pictures(study, pictures, stored, out)
+        content = merged(study, pictures, stored)
+        write_text(file, json.dumps(content, indent=2) + "\n")
+    return content
+
+
+def merged(study: Study, pictures: StudyPictures | None, stored: dict[str, Any] | None) -> dict[str, Any]:
+    """What is to be noted of a study: what was, with the fractions, seeds and absent classes of now."""
+    known = study
+    if stored is not None:
+        before = Study.from_dict(stored)
+        known = dataclasses.replace(
+            study,
+            fractions=tuple(sorted({*before.fractions, *study.fractions})),
+            seeds=tuple(sorted({*before.seeds, *study.seeds})),
+        )
+    content = {"format": FORMAT, "comvex": comvex.__version__, **known.to_dict()}
+    noted = {} if stored is None else {name: stored[name] for name in ("num_pictures", "labels") if name in stored}
+    absent: dict[str, list[str]] = dict((stored or {}).get("absent_classes", {}))
+    if pictures is not None:
+        noted = {"num_pictures": pictures.num, "labels": pictures.labels}
+        for fraction, names in pictures.absent_classes.items():
+            absent[fraction] = sorted({*absent.get(fraction, ()), *names})
+    return content | noted | {"absent_classes": absent}
+
+
+def holds_leftovers_alone(folder: Path) -> bool:
+    """Whether there is nothing but what a worker that is at it, or was killed at once, has left."""
+    return all(run_folder.is_leftover(path) for path in folder.iterdir())
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Within it no other worker reads or writes study.json; waits until none does."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(run_folder.locked(out))
+                break
+            except run_folder.BusyError:
+                time.sleep(0.02)
+        yield
+
+
+def check_same(study: Study, stored: dict[str, Any], out: Path) -> None:
+    """Raises ``ValueError`` if the folder has another study."""
+    found = differences(settings(stored), settings(study.to_dict()))
+    if found:
+        raise UserError(f"The folder {out} has another study ({'; '.join(found)}): choose another --out.")
+
+
+def check_same_pictures(study: Study, pictures: StudyPictures, stored: dict[str, Any], out: Path) -> None:
+    """Raises ``ValueError`` if the study was begun with other pictures, as far as their labels and number tell."""
+    if (pictures.num, pictures.labels) != (stored["num_pictures"], stored.get("labels", pictures.labels)):
+        raise UserError(
+            f"The pictures of {study.recipe.data} are not those that the study in {out} was begun with (then "
+            f"{stored['num_pictures']:,} to train on, now {pictures.num:,}): choose another --out."
+        )
+
+
+def settings(study: dict[str, Any]) -> dict[str, Any]:
+    """What all runs of a study have in common, of its plain values; fractions and seeds may be added to."""
+    own = {name: value for name, value in study.items() if name in ("study", "stretch")}
+    return own | study["recipe"]
+
+
+def read_study(file: Path) -> dict[str, Any]:
+    """What a study's folder says of it; raises ``ValueError`` if that is damaged or from another version."""
+    try:
+        stored = json.loads(file.read_text())
+        if stored["format"] != FORMAT:
+            raise UserError(f"{file} has format {stored['format']!r}: this version of comvex reads format {FORMAT}.")
+        return stored
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is damaged or not comvex's: {type(error).__name__} {error}.") from error
