@@ -28,6 +28,18 @@ def test_weights_and_texts_can_be_read_by_whom_the_umask_says(umask, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_processes_of_one_number_do_not_write_to_the_same_place(tmp_path):
+    """In containers that share a disk: each has the whole of its own text there until it is done."""
+    file = tmp_path / "report.md"
+    with replace_file(file) as one:
+        one.write_text("one")
+        with replace_file(file) as other:
+            other.write_text("other")
+        assert file.read_text() == "other"
+    assert file.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_an_error_of_writing_names_the_file_that_was_to_be_written(tmp_path):
     file = tmp_path / "table.csv"
     with pytest.raises(OSError, match="No space") as full, replace_file(file):

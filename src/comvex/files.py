@@ -4,7 +4,9 @@ import csv
 import glob
 import io
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,9 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from comvex.errors import UserError
+
+OLD_SECONDS = 24 * 3600
+"""After so long nobody writes any more to what has been left untouched."""
 
 
 @contextmanager
@@ -40,30 +45,18 @@ def replace_file(file: Path) -> Iterator[Path]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """Where this process writes what is to take the place of a file or folder."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A new name beside a file or folder, to write to what is to take its place.
+
+    By chance, not by the process's number, which in containers that share a disk may be the same.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete what was left of ``temporary_beside(path)`` by processes that were killed while they wrote.
-
-    In a container such a process may have had the number of this one.
-    """
+    """Delete what processes that were killed while they wrote have left of ``temporary_beside(path)``: what is old."""
     for place in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        number = place.name[len(f".{path.name}.") : -len(".tmp")]
-        if number.isdecimal() and (int(number) == os.getpid() or not is_running(int(number))):
+        if time.time() - place.stat().st_mtime > OLD_SECONDS:
             shutil.rmtree(place) if place.is_dir() else place.unlink()
-
-
-def is_running(pid: int) -> bool:
-    """Whether this machine has a process of that number."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def is_temporary(path: Path) -> bool:

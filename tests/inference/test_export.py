@@ -460,17 +460,19 @@ def test_what_is_half_written_goes_when_the_process_is_told_to_end(small_run, tm
     assert list(folder.iterdir()) == []
 
 
-def test_what_a_killed_export_has_left_goes_with_the_next_one(small_run, tmp_path):
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    for number in (ended.pid, os.getpid(), os.getppid()):
-        leftover = tmp_path / f".out.{number}.tmp"
+def test_what_a_killed_export_has_left_goes_with_one_the_day_after(small_run, tmp_path):
+    for name, hours in ((".out.0123abcd.tmp", 25), (".out.4567abcd.tmp", 23), (".other.89abcdef.tmp", 25)):
+        leftover = tmp_path / name
         leftover.mkdir()
         (leftover / "model.pt2").touch()
-    (tmp_path / ".out.mine.tmp").touch()
+        os.utime(leftover, times=(time.time() - 3600 * hours,) * 2)
     export_model(small_run, ExportPlan("torch"), out=tmp_path / "out")
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"out", f".out.{os.getppid()}.tmp", ".out.mine.tmp"}  # that of one that runs, and what is not ours
+    assert left == {
+        "out",
+        ".out.4567abcd.tmp",
+        ".other.89abcdef.tmp",
+    }  # perhaps of one that runs, and of another export
 
 
 def test_pictures_that_are_no_square_with_several_labels(tmp_path):
