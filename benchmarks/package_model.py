@@ -95,7 +95,7 @@ def package(run: Path, out: Path, *, placeholder: bool, machine: str) -> dict[st
             "comvex": comvex.__version__,
             "num_training_pictures": summary["num_training_pictures"],
             "seconds": summary["seconds"],
-            "machine": machine,
+            "machine": summary["machine"],
             "recipe": recipe.to_dict(),
         }
         write_text(folder / RECIPE, json.dumps(training, indent=2) + "\n")
@@ -236,7 +236,7 @@ figures above are of the test pictures; `pictures/` has the first of each class.
 ```
 
 The values of the recipe are in `{RECIPE}`. It took {training["seconds"] / 60:.0f} minutes: {training["machine"]}.
-The figures were measured on {figures["measured_on"]}, by
+{processes_words(training["machine"])}The figures were measured on {figures["measured_on"]}, by
 `python benchmarks/package_model.py RUN`.
 
 ## Licence
@@ -251,6 +251,18 @@ def validation_words(select: str) -> str:
     if select == "best":
         return "the others, set aside for validation, chose the epoch"
     return "the others, set aside for validation,\nshowed how it went, and the last epoch was kept"
+
+
+def processes_words(machine: str) -> str:
+    """How the command was run, if it was by several processes; see ``RunRecord`` for what it says of the machine."""
+    found = re.search(r"(\d+) processes", machine)
+    if found is None or found[1] == "1":
+        return ""
+    command = f"torchrun --nproc-per-node {found[1]} -m comvex train ... --threads 1"
+    return (
+        f"It was run as `{command}`: each process draws dropout\n"
+        "for itself, so a single one ends a little differently.\n"
+    )
 
 
 def inverted_words(top1: float, augment: dict[str, Any]) -> str:
@@ -274,7 +286,7 @@ def main() -> None:
     parser.add_argument(
         "--machine",
         default=this_machine(),
-        help="where it was trained and is measured; default: this machine",
+        help="where it is measured; default: this machine",
     )
     options = parser.parse_args()
     try:
