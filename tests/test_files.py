@@ -4,13 +4,14 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from comvex.convit.weights import save_tensors
 from comvex.errors import UserError
-from comvex.files import check_writable, replace_file, write_text
+from comvex.files import GrowingTable, check_writable, read_table, replace_file, write_table, write_text
 
 
 @pytest.fixture(params=[0o022, 0o027], ids=oct)
@@ -38,6 +39,19 @@ def test_processes_of_one_number_do_not_write_to_the_same_place(tmp_path):
         assert file.read_text() == "other"
     assert file.read_text() == "one"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_table_that_grows_is_the_one_that_is_written_at_once(tmp_path):
+    rows: list[dict[str, Any]] = [{"epoch": epoch, "gate": epoch / 3, "note": None} for epoch in range(5)]
+    write_table(tmp_path / "whole.csv", rows)
+    growing = GrowingTable(tmp_path / "growing.csv", rows[:2])
+    growing.write([])
+    assert not growing.file.exists()
+    growing.write(rows[2:4])
+    assert read_table(growing.file) == rows[:4]
+    growing.write(rows[4:])
+    assert growing.file.read_text() == (tmp_path / "whole.csv").read_text()
+    assert growing.rows == rows
 
 
 def test_an_error_of_writing_names_the_file_that_was_to_be_written(tmp_path):

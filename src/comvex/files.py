@@ -84,11 +84,37 @@ def write_text(file: Path, text: str) -> None:
 
 def write_table(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows of the same columns as CSV; floats in full, so that equal files mean equal figures."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(file, text.getvalue())
+    GrowingTable(file).write(rows)
+
+
+class GrowingTable:
+    """A CSV file that is written anew, complete or not at all, with all rows whenever some are added.
+
+    Each row becomes text once, so that a long table does not take longer and longer.
+
+    ``rows`` are those that the file has already.
+    """
+
+    def __init__(self, file: Path, rows: Sequence[dict[str, Any]] = ()) -> None:
+        self.file = file
+        self.rows: list[dict[str, Any]] = []
+        self._text = io.StringIO()
+        self._add(rows)
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Add rows, of the same columns as those before; nothing is written if there are none."""
+        self._add(rows)
+        if rows:
+            write_text(self.file, self._text.getvalue())
+
+    def _add(self, rows: Sequence[dict[str, Any]]) -> None:
+        if not rows:
+            return
+        writer = csv.DictWriter(self._text, fieldnames=list((self.rows or rows)[0]), lineterminator="\n")
+        if not self.rows:
+            writer.writeheader()
+        writer.writerows(rows)
+        self.rows += rows
 
 
 def read_table(file: Path) -> list[dict[str, int | float | None]]:

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from comvex import run_folder
 from comvex.convit.weights import WeightsInfo, add_figures, read_weights, save_weights
 from comvex.errors import UserError
-from comvex.files import read_table, write_table, write_text
+from comvex.files import GrowingTable, read_table, write_table, write_text
 from comvex.inference.evaluate import Evaluation
 from comvex.processor import machine_line
 from comvex.training.best_epoch import selected_epoch
@@ -82,7 +82,7 @@ class RunRecord:
         self.fingerprint = [part.fingerprint() if part is not None else "" for part in parts]
         self.history: list[dict[str, Any]] = []
         self.timing: list[dict[str, Any]] = []
-        self.heads: list[dict[str, Any]] = []
+        self.heads = GrowingTable(self.out / run_folder.HEADS)
         self.unreadable: dict[str, None] = {}  # in the order of their first appearance
         self.board: SummaryWriter | None = None
         self.epoch_start = time.perf_counter()
@@ -189,8 +189,8 @@ class RunRecord:
 
     def begin(self, heads: list[dict[str, Any]]) -> None:
         """Write down how the heads are before the first step, as epoch 0; only the first process does."""
-        self.heads = [{"epoch": 0, **head} for head in heads]
-        write_table(self.out / run_folder.HEADS, self.heads)
+        self.heads = GrowingTable(self.out / run_folder.HEADS)
+        self.heads.write([{"epoch": 0, **head} for head in heads])
         self.show_heads_on_board(heads, step=0)
 
     def end_epoch(
@@ -213,15 +213,13 @@ class RunRecord:
         self.epoch_start = time.perf_counter()
         self.history.append(row)
         self.timing.append({"epoch": row["epoch"], "seconds": seconds, "pictures_per_second": num_pictures / seconds})
-        self.heads += [{"epoch": row["epoch"], **head} for head in heads]
         if not self.ranks.first:
             return
         if row is self.selected():
             self.save_weights(learner, run_folder.BEST_WEIGHTS, row)
         write_table(self.out / run_folder.METRICS, self.history)
         write_table(self.out / run_folder.TIMING, self.timing)
-        if self.heads:
-            write_table(self.out / run_folder.HEADS, self.heads)
+        self.heads.write([{"epoch": row["epoch"], **head} for head in heads])
         self.show_on_board(row)
         self.show_heads_on_board(heads, step=step)
         LOGGER.debug(
@@ -318,8 +316,8 @@ class RunRecord:
             self.history, self.selected(), self.out / "curves.png", task=self.task, title=title,
             targets=targets_in_words(self.recipe),
         )  # fmt: skip
-        if self.heads:
-            draw_heads(self.heads, self.out / "heads.png", title=title)
+        if self.heads.rows:
+            draw_heads(self.heads.rows, self.out / "heads.png", title=title)
         write_text(self.out / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
         return summary
 
@@ -345,8 +343,7 @@ def share_of_sums(sums: list[EpochSums], ranks: Ranks) -> EpochSums:
     return EpochSums(loss=sum(s.loss for s in sums), num_pictures=sum(s.num_pictures for s in sums), **same)
 
 
-def read_heads(file: Path, *, epochs: int) -> list[dict[str, Any]]:
+def read_heads(file: Path, *, epochs: int) -> GrowingTable:
     """The rows of heads.csv up to an epoch; the file is written before that epoch's checkpoint."""
-    if not file.exists():
-        return []
-    return [row for row in read_table(file) if row["epoch"] is not None and row["epoch"] <= epochs]
+    rows = read_table(file) if file.exists() else []
+    return GrowingTable(file, [row for row in rows if row["epoch"] is not None and row["epoch"] <= epochs])
