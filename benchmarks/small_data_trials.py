@@ -45,6 +45,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "shifts, init 0.02": SHIFTS | {"model.init_std": 0.02},
     "shifts, twice as long": SHIFTS | {"length": 2},
     "shifts, four times as long": SHIFTS | {"length": 4},
+    "shifts, patches of 2": SHIFTS | {"model.patch_size": 2, "precision": "bfloat16"},
 }
 """What each changes of the start; with a length of 2 a run shows twice as many pictures."""
 
