@@ -61,12 +61,15 @@ def test_the_figures_of_the_study_are_those_of_its_recorded_runs():
     runs = Study.from_dict(stored).runs(stored["num_pictures"])
     results = [result for run in runs if (result := read_result(run, folder)) is not None]
     top1 = {(each.architecture, each.fraction): each.top1 for each in summarise(results)}
-    factors = {comparison.fraction: comparison.factor.value for comparison in compare(results)}
+    compared = {comparison.fraction: comparison for comparison in compare(results)}
+    for comparison in (compared[0.01], compared[0.1]):
+        assert not any(factor.bound for factor in (comparison.factor, *comparison.factors))  # told as figures
+    factors = {fraction: comparison.factor.value for fraction, comparison in compared.items()}
     told = " ".join(README.split())
     assert f"With 5,400 pictures ConViT gets {top1['convit', 0.1]:.1f} % of the test pictures right" in told
     assert f"the plain ViT would need {factors[0.1]:.1f} times as many. With 540 pictures" in told
     assert f"it would need {factors[0.01]:.1f} times as many for ConViT's {top1['convit', 0.01]:.1f} %." in told
-    single = {comparison.fraction: sorted(f.value for f in comparison.factors) for comparison in compare(results)}
+    single = {fraction: sorted(f.value for f in comparison.factors) for fraction, comparison in compared.items()}
     assert f"lie between {single[0.01][0]:.1f} and {single[0.01][-1]:.1f} with 540 pictures" in told
     assert f"between {single[0.1][0]:.1f} and {single[0.1][-1]:.1f} with 5,400." in told
     assert (
