@@ -33,6 +33,8 @@ START: dict[str, Any] = {"learning_rate": 2e-3, "batch_size": 64}
 IN_PLACE: dict[str, Any] = {"augment.rotation": 0.0, "augment.zoom": 0.0, "augment.translation": 0.0}
 FLIPS = IN_PLACE | {"augment.random_erasing": 0.0}
 SHIFTS = FLIPS | {"augment.translation": 0.04}
+TEN_BY_TEN: dict[str, Any] = {"model.image_size": (30, 30), "model.patch_size": 3, "precision": "bfloat16"}
+"""Patches of 3 x 3 pixels, 10 x 10 of them: the pictures of 28 x 28 pixels are made 30 x 30."""
 TRIALS: dict[str, dict[str, Any]] = {
     "start": {},
     "flips alone": FLIPS,
@@ -46,6 +48,8 @@ TRIALS: dict[str, dict[str, Any]] = {
     "shifts, twice as long": SHIFTS | {"length": 2},
     "shifts, four times as long": SHIFTS | {"length": 4},
     "shifts, patches of 2": SHIFTS | {"model.patch_size": 2, "precision": "bfloat16"},
+    "shifts, patches of 3, twice as long": SHIFTS | TEN_BY_TEN | {"length": 2},
+    "shifts, patches of 3, four times as long": SHIFTS | TEN_BY_TEN | {"length": 4},
 }
 """What each changes of the start; with a length of 2 a run shows twice as many pictures."""
 
