@@ -66,7 +66,7 @@ def locked(run: Path) -> Iterator[None]:
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The run folder {run} cannot be made ({error.strerror}): choose another --out.") from error
+        raise UserError(f"The folder {run} cannot be made ({error.strerror}): choose another --out.") from error
     with held(run.resolve()), (run / LOCK).open("a") as file:
         try:
             lock(file)
