@@ -214,12 +214,12 @@ def folder_data(root: Path) -> DataSet:
         classes, train, parts = parts_alone(root, index)
     else:
         classes, train = labelled_pictures(root, index)
-        parts = None
+        parts = {}
     data = picture_files_data(
-        printable(root.resolve().name), tuple(printable(name) for name in classes), train=train,
-        val=(parts or {}).get("val"), test=(parts or {}).get("test"),
+        printable(root.resolve().name), tuple(printable(name) for name in classes), train=train, val=parts.get("val"),
+        test=parts.get("test"),
     )  # fmt: skip
-    if parts is None:
+    if labelled is root and not parts:
         data = with_test_drawn(data)
     notes = [] if index.has_parts_alone or not index.nested else [note_nested(index)]
     if left_out:

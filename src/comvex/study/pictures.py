@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from comvex.data.depth import settle_depth
 from comvex.data.picture_set import DataSet
 from comvex.data.sources import find_data, set_aside
 from comvex.errors import UserError
@@ -41,28 +42,26 @@ def look_through(study: Study) -> StudyPictures:
             f"The data set {recipe.data} has no test pictures: a study needs some that chose nothing, in a folder test "
             "beside train, or all pictures in one folder, a fifth of which is then the test."
         )
+    whole = settle_depth(set_aside(data, recipe.data, val_fraction=recipe.val_fraction))
     absent = {}
     for fraction in sorted(study.fractions):
         try:
-            missing = {name for part in divided(data, recipe, fraction, study.seeds) for name in absent_classes(part)}
+            names = absent_classes(data, recipe, fraction, study.seeds)
         except UserError as error:
             raise UserError(f"fractions has {fraction:g}: {error}") from error
-        if missing:
-            absent[f"{fraction:g}"] = [name for name in data.classes if name in missing]
+        if names:
+            absent[f"{fraction:g}"] = names
     labels = b"".join(part.labels.astype("<i8").tobytes() for part in (data.train, data.test))
-    whole = set_aside(data, recipe.data, val_fraction=recipe.val_fraction)
     return StudyPictures(len(whole.train), hashlib.sha256(labels).hexdigest()[:16], absent)
 
 
-def divided(data: DataSet, recipe: Recipe, fraction: float, seeds: Sequence[int]) -> Iterator[DataSet]:
-    """The data as the runs of each seed have them; raises ``ValueError`` if a part is empty."""
+def absent_classes(data: DataSet, recipe: Recipe, fraction: float, seeds: Sequence[int]) -> list[str]:
+    """Classes of which the run of some seed has no picture to train on; raises ``ValueError`` if a part is empty."""
+    absent: set[int] = set()
     for seed in seeds:
-        yield set_aside(data, recipe.data, split_seed=seed, fraction=fraction, val_fraction=recipe.val_fraction)
-
-
-def absent_classes(data: DataSet) -> list[str]:
-    """The classes of which there is no picture to train on."""
-    return [data.classes[index] for index in np.setdiff1d(np.arange(len(data.classes)), data.train.labels)]
+        part = set_aside(data, recipe.data, split_seed=seed, fraction=fraction, val_fraction=recipe.val_fraction)
+        absent.update(np.setdiff1d(np.arange(len(data.classes)), part.train.labels).tolist())
+    return [data.classes[label] for label in sorted(absent)]
 
 
 def fitting_fractions(kind: Kind, recipe: Recipe, seeds: Sequence[int]) -> tuple[tuple[float, ...], list[str]]:
@@ -74,17 +73,17 @@ def fitting_fractions(kind: Kind, recipe: Recipe, seeds: Sequence[int]) -> tuple
     data = find_data(recipe.data)
     set_aside(data, recipe.data, val_fraction=recipe.val_fraction)  # raises what is wrong with the data themselves
     fitting, left_out = [], []
-    fewest = None  # absent classes
+    fewest: list[str] | None = None  # absent classes of the largest
     for fraction in sorted(FRACTIONS[kind], reverse=True):
         try:
-            missing = {name for part in divided(data, recipe, fraction, seeds) for name in absent_classes(part)}
+            absent = absent_classes(data, recipe, fraction, seeds)
         except UserError as error:
             left_out.append(f"without the fraction {fraction:g}: {error}")
             continue
-        fewest = missing if fewest is None else fewest
-        if missing - fewest:
-            names = ", ".join(name for name in data.classes if name in missing - fewest)
-            left_out.append(f"without the fraction {fraction:g}: it leaves no training picture of {names}.")
+        fewest = absent if fewest is None else fewest
+        more = [name for name in absent if name not in fewest]
+        if more:
+            left_out.append(f"without the fraction {fraction:g}: it leaves no training picture of {', '.join(more)}.")
         else:
             fitting.append(fraction)
     return tuple(sorted(fitting)), left_out[::-1]
