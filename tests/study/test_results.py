@@ -62,6 +62,7 @@ def test_the_comparison_is_relative_and_the_factor_is_interpolated_in_log_pictur
     few, many = compare(RESULTS)
     assert few.improvement == pytest.approx(20.0)  # 60 beside 50
     assert few.improvements == (pytest.approx(18.0), pytest.approx(22.0))
+    assert few.leads == (pytest.approx(9.0), pytest.approx(11.0))
     assert few.factor.value == pytest.approx(10 ** (10 / 21))  # from 50 at 100 to 71 at 1,000 pictures
     assert [factor.value for factor in few.factors] == [
         pytest.approx(10 ** (9 / 20)), pytest.approx(10 ** (11 / 22)),
@@ -174,12 +175,18 @@ def test_no_curve_ends_at_the_edge_of_its_panel(tmp_path, monkeypatch):
 
 def test_the_tables_say_what_was_found():
     lines = comparison_table(summarise(RESULTS), compare(RESULTS))
-    assert lines[2] == "| 100 (10 %) | 60.00 ± 1.41 (2) | 50.00 ± 0.00 (2) | +20.0 | 2.99 | 2.82, 3.16 |"
-    assert lines[3] == "| 1,000 (100 %) | 80.00 ± 1.41 (2) | 71.00 ± 1.41 (2) | +12.7 | > 1.00 | > 1.00, > 1.00 |"
+    assert lines[2:4] == [
+        "| 100 (10 %) | 60.00 ± 1.41 (2) | 50.00 ± 0.00 (2) | +10.00 ± 1.41 (2) | +20.0 | 2.99 | 2.82, 3.16 |",
+        "| 1,000 (100 %) | 80.00 ± 1.41 (2) | 71.00 ± 1.41 (2) | +9.00 ± 2.83 (2) | +12.7 | > 1.00 | > 1.00, > 1.00 |",
+    ]
+    assert lines[-1] == "ConViT is ahead in 4 of 4 pairs of runs with the same pictures."
+    behind = [result("convit", 0.1, 2, 40.0), result("plain", 0.1, 2, 40.0)]  # no lead is none
+    lines = comparison_table(summarise(behind), compare(behind))
+    assert lines[-1] == "ConViT is ahead in 0 of 1 pairs of runs with the same pictures."
     [comparison] = [each for each in compare(RESULTS) if each.fraction == 0.1]
     bounds = dataclasses.replace(comparison, factors=(Factor(1.0, ">"), Factor(1.7), Factor(2.0, "<"), Factor(1.2)))
     assert comparison_table(summarise(RESULTS), [bounds])[2].endswith("| < 2.00, 1.20, 1.70, > 1.00 |")
-    assert comparison_table(summarise(RESULTS[:1]), [])[2] == "| 100 (10 %) | 59.00 (1) | - |  |  |  |"
+    assert comparison_table(summarise(RESULTS[:1]), [])[2] == "| 100 (10 %) | 59.00 (1) | - |  |  |  |  |"
     assert accuracy_table(summarise(RESULTS), differences_to_convit(RESULTS))[2:] == [
         "| ConViT | 60.00 ± 1.41 (2) |  | 80.00 ± 1.41 (2) |  |",
         "| plain ViT | 50.00 ± 0.00 (2) | -10.00 ± 1.41 (2) | 71.00 ± 1.41 (2) | -9.00 ± 2.83 (2) |",

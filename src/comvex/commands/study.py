@@ -70,6 +70,7 @@ class RunStudy:
 def describe(report: dict[str, Any]) -> str:
     """A line for each architecture and fraction, and for each comparison."""
     from comvex.study.picture_factor import Factor
+    from comvex.study.report import mean_of
 
     lines = []
     for summary in report["summary"]:
@@ -80,8 +81,9 @@ def describe(report: dict[str, Any]) -> str:
         )
     if report["study"] == "sample-efficiency":
         lines += [
-            f"at {100 * comparison['fraction']:g} % ConViT's accuracy is {comparison['improvement']:+.1f} % relative "
-            f"to the plain ViT's, which needs {Factor(**comparison['factor'])} times the pictures for it"
+            f"at {100 * comparison['fraction']:g} % ConViT's top-1 less the plain ViT's is "
+            f"{mean_of(comparison['leads'])} points; the plain ViT needs {Factor(**comparison['factor'])} times the "
+            "pictures for ConViT's"
             for comparison in report["comparison"]
         ]
     return "\n".join([*lines, f"{Path(report['out']) / 'report.md'} has the table, the figures and the method"])

@@ -134,8 +134,8 @@ def comparison_table(summaries: Sequence[Summary], comparisons: Sequence[Compari
     found = {(summary.architecture, summary.fraction): summary for summary in summaries}
     compared = {comparison.fraction: comparison for comparison in comparisons}
     lines = [
-        "| pictures | ConViT top-1, % | plain ViT top-1, % | improvement, % | picture factor | over the seeds |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| pictures | ConViT top-1, % | plain ViT top-1, % | lead, points | relative, % | factor | of each seed |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for fraction in sorted({fraction for _, fraction in found}):
         own = [found.get((name, fraction)) for name in ("convit", "plain")]
@@ -143,11 +143,18 @@ def comparison_table(summaries: Sequence[Summary], comparisons: Sequence[Compari
         cells = [f"{num_pictures:,.0f} ({100 * fraction:g} %)", *map(accuracy, own)]
         comparison = compared.get(fraction)
         if comparison is None:
-            cells += ["", "", ""]
+            cells += ["", "", "", ""]
         else:
-            cells += [f"{comparison.improvement:+.1f}", str(comparison.factor), spread(comparison)]
+            lead, relative = mean_of(comparison.leads), f"{comparison.improvement:+.1f}"
+            cells += [lead, relative, str(comparison.factor), spread(comparison)]
         lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    return [*lines, "", pairs_line(comparisons)] if comparisons else lines
+
+
+def pairs_line(comparisons: Sequence[Comparison]) -> str:
+    """How often ConViT is ahead on the same pictures, which needs no assumption on how accuracies scatter."""
+    leads = [lead for comparison in comparisons for lead in comparison.leads]
+    return f"ConViT is ahead in {sum(lead > 0 for lead in leads)} of {len(leads)} pairs of runs with the same pictures."
 
 
 def spread(comparison: Comparison) -> str:
@@ -209,7 +216,7 @@ def method_lines(
     ]
     if study.kind == "sample-efficiency":
         lines.append(
-            "The picture factor says how many times more pictures the plain ViT needs for ConViT's accuracy, "
+            "The (picture) factor says how many times more pictures the plain ViT needs for ConViT's accuracy, "
             "interpolated in the logarithm of the pictures; > and < are bounds, where the plain ViT had no such "
             "accuracy."
         )

@@ -89,6 +89,8 @@ class Comparison:
     """Of the mean accuracy, relative to that of the plain ViT, in percent."""
     improvements: tuple[float, ...]
     """The same for each seed."""
+    leads: tuple[float, ...]
+    """Of ConViT's top-1 over that of the plain ViT, in percentage points, for each seed, so with the same pictures."""
     factor: Factor
     """How many times more pictures the plain ViT needs for ConViT's mean accuracy."""
     factors: tuple[Factor, ...]
@@ -177,6 +179,7 @@ def compare(results: Sequence[Result]) -> list[Comparison]:
                 num_pictures=num_pictures,
                 improvement=relative(top1, plain_top1),
                 improvements=tuple(relative(convit.top1, result.top1) for convit, result in own.values()),
+                leads=tuple(convit.top1 - result.top1 for convit, result in own.values()),
                 factor=picture_factor(num_pictures, top1, mean_curve(plain, own.keys())),
                 factors=tuple(
                     picture_factor(convit.num_pictures, convit.top1, mean_curve(plain, {seed}))
