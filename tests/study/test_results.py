@@ -17,7 +17,15 @@ from comvex.processor import machine_line
 from comvex.study import figures
 from comvex.study.picture_factor import Factor
 from comvex.study.plan import Study, length
-from comvex.study.report import accuracy_table, command, comparison_table, machine_lines, method_lines, write_report
+from comvex.study.report import (
+    accuracy_table,
+    command,
+    comparison_table,
+    machine_lines,
+    method_lines,
+    plateau_lines,
+    write_report,
+)
 from comvex.study.results import Result, compare, differences_to_convit, next_seed_within, summarise
 from comvex.training.recipe import Architecture, Recipe
 
@@ -35,6 +43,7 @@ def result(architecture: str, fraction: float, seed: int, top1: float) -> Result
         machine=None,
         ended_early=False,
         curve=((5, top1 - 1), (10, top1)),
+        losses=(0.9, 0.8),
     )
 
 
@@ -87,17 +96,35 @@ def test_the_plain_vit_may_be_ahead_with_more_pictures_and_each_mean_is_of_the_s
 
 def test_a_run_that_still_rises_is_told_from_one_at_its_plateau():
     few, *_ = RESULTS
-    assert few.late_change is None
-    rising = dataclasses.replace(few, curve=tuple((step, 5.0 * step) for step in range(10)))
-    flat = dataclasses.replace(few, curve=tuple((step, min(step, 5)) for step in range(20)))
-    assert (rising.late_change, flat.late_change) == (10.0, 0.0)
+    assert (few.late_change, few.least_loss_at) == (None, None)
+    losses = tuple(20.0 - epoch for epoch in range(20))
+    rising = dataclasses.replace(few, curve=tuple((step, 5.0 * step) for step in range(20)), losses=losses)
+    flat = dataclasses.replace(few, curve=tuple((step, min(step, 5)) for step in range(20)), losses=losses[::-1])
+    assert (rising.late_change, flat.late_change) == (20.0, 0.0)
+    assert (rising.least_loss_at, flat.least_loss_at) == (1.0, 0.1)
     study = Study("sample-efficiency", Recipe(), (0.1,), (0, 1))
-    text = words(study, [rising, dataclasses.replace(flat, architecture="plain")])
-    assert "the fifth before: +10.00 (ConViT, 10 %), +0.00 (plain ViT, 10 %)." in text
-    assert "atience" not in text
+    lines = plateau_lines(
+        study, results := [rising, dataclasses.replace(flat, architecture="plain")], summarise(results)
+    )
+    assert lines[6:8] == [
+        "| ConViT | 100 (10 %) | 10 | +20.00 | 100 % |",
+        "| plain ViT | 100 (10 %) | 10 | +0.00 | 10 % |",
+    ]
+    assert "atience" not in " ".join(lines)
+    assert plateau_lines(study, RESULTS, summarise(RESULTS)) == []  # of two epochs each
+
+
+def test_one_lucky_epoch_does_not_have_the_least_loss():
+    few, *_ = RESULTS
+    losses = (3.0,) * 4 + (0.9,) + (3.0,) * 5 + (1.0,) * 2 + (3.0,) * 8
+    assert dataclasses.replace(few, losses=losses).least_loss_at == 0.6
+
+
+def test_the_report_says_how_many_runs_patience_ended():
     patient = Study("sample-efficiency", Recipe(patience=4), (0.1,), (0, 1))
-    early = [dataclasses.replace(rising, ended_early=True), flat]
-    assert "Patience of 4 epochs" in (text := words(patient, early))
+    early = [dataclasses.replace(RESULTS[0], ended_early=True), RESULTS[1]]
+    text = " ".join(plateau_lines(patient, early, summarise(early)))
+    assert "Patience of 4 epochs" in text
     assert "ended 1 of the 2 runs before their last step" in text
 
 

@@ -75,9 +75,10 @@ def write_tables(results: Sequence[Result], out: Path) -> None:
             "seed": result.seed,
             "step": step,
             "val_top1": top1,
+            "val_loss": loss,
         }
         for result in results
-        for step, top1 in result.curve
+        for (step, top1), loss in zip(result.curve, result.losses, strict=True)
     ]
     write_table(out / CURVES, curves)
 
@@ -115,6 +116,7 @@ def report_lines(
     has_figure = study.kind == "ablation" or comparisons
     lines += ["", f"![{heading}]({FIGURE})", ""] if has_figure else [""]
     lines += [f"![Validation accuracy against steps]({CURVES_FIGURE})", ""]
+    lines += plateau_lines(study, results, summaries)
     lines += [
         "## How it was measured",
         "",
@@ -212,7 +214,6 @@ def method_lines(
         spread_line(summaries),
         test_line(results),
         length_line(study, results),
-        *late_lines(study, results, summaries),
     ]
     if study.kind == "sample-efficiency":
         lines.append(
@@ -269,27 +270,37 @@ def length_line(study: Study, results: Sequence[Result]) -> str:
     return f"A fraction's steps are {steps} times fraction{power}."
 
 
-def late_lines(study: Study, results: Sequence[Result], summaries: Sequence[Summary]) -> list[str]:
-    """Whether the runs were still learning when they ended."""
+def plateau_lines(study: Study, results: Sequence[Result], summaries: Sequence[Summary]) -> list[str]:
+    """Whether the runs were still learning when they ended, in Markdown; nothing where all are of a few epochs."""
     lines = []
-    changes = ", ".join(
-        f"{summary.late_change:+.2f} ({label(summary.architecture)}, {100 * summary.fraction:g} %)"
-        for summary in summaries
-        if summary.late_change is not None
-    )
-    if changes:
-        lines.append(
-            "Each run goes down to the lowest learning rate. How validation accuracy changed late, in percentage "
-            f"points, the mean over the last fifth of the epochs less that over the fifth before: {changes}. Some of "
-            "that is what the falling learning rate brings to a run of any length: only longer runs can show that "
-            "these are long enough."
-        )
+    told = [each for each in summaries if each.late_change is not None and each.least_loss_at is not None]
+    if told:
+        lines += [
+            "## Were the runs long enough?",
+            "",
+            "Each run goes down to the lowest learning rate. Means over the seeds, of the validation pictures:",
+            "",
+            "| architecture | pictures | steps | top-1 late, points | loss least after |",
+            "| --- | ---: | ---: | ---: | ---: |",
+            *(
+                f"| {label(each.architecture)} | {each.num_pictures:,.0f} ({100 * each.fraction:g} %) "
+                f"| {each.steps:,.0f} | {each.late_change:+.2f} | {100 * (each.least_loss_at or 0):.0f} % |"
+                for each in told
+            ),
+            "",
+            "Late is the change of the accuracy, its mean over the last fifth of the epochs less that over the fifth "
+            "before; some of that is what the falling learning rate brings to a run of any length. The loss, a mean "
+            "over a tenth of the epochs, was least after that share of them: at 100 % it still fell, well below that "
+            "it had ceased to.",
+            "",
+        ]
     if study.recipe.patience is not None:
         early = sum(result.ended_early for result in results)
-        lines.append(
+        lines += [
             f"Patience of {study.recipe.patience} epochs of all pictures (times what epochs are multiplied by) ended "
-            f"{early} of the {len(results)} runs before their last step."
-        )
+            f"{early} of the {len(results)} runs before their last step.",
+            "",
+        ]
     return lines
 
 

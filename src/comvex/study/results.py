@@ -43,6 +43,8 @@ class Result:
     """Whether patience ended it before its last step."""
     curve: tuple[tuple[int, float], ...]
     """(step, validation top-1 in percent) after each epoch."""
+    losses: tuple[float, ...]
+    """Validation loss after each epoch."""
 
     @property
     def late_change(self) -> float | None:
@@ -55,6 +57,18 @@ class Result:
             return None
         values = [top1 for _, top1 in self.curve]
         return statistics.mean(values[-fifth:]) - statistics.mean(values[-2 * fifth : -fifth])
+
+    @property
+    def least_loss_at(self) -> float | None:
+        """The share of its epochs after which the validation loss was least, as the mean of a tenth of the epochs.
+
+        1 where it still fell at the end, 0.1 at the earliest. None for less than ten epochs.
+        """
+        tenth = len(self.losses) // 10
+        if not tenth:
+            return None
+        ends = range(tenth, len(self.losses) + 1)
+        return min(ends, key=lambda end: sum(self.losses[end - tenth : end])) / len(self.losses)
 
     def row(self) -> dict[str, Any]:
         """Its line in results.csv."""
@@ -75,8 +89,12 @@ class Summary:
     """Standard deviation over the seeds, in percentage points; None for a single one."""
     seconds: float
     """Mean of a run."""
+    steps: float
+    """Mean of a run."""
     late_change: float | None
     """Mean of those of its runs that have one, in percentage points."""
+    least_loss_at: float | None
+    """Mean of those of its runs that have one."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +140,7 @@ def read_result(run: PlannedRun, out: Path) -> Result | None:
         machine=summary.get("machine"),
         ended_early=history[-1]["step"] < run.recipe.num_steps(summary["num_training_pictures"]),
         curve=tuple((row["step"], row["val_top1"]) for row in history),
+        losses=tuple(row["val_loss"] for row in history),
     )
 
 
@@ -136,6 +155,7 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
 def summary(group: Sequence[Result]) -> Summary:
     """Of the runs of one architecture at one fraction, at least one."""
     late_changes = [result.late_change for result in group if result.late_change is not None]
+    places = [result.least_loss_at for result in group if result.least_loss_at is not None]
     return Summary(
         architecture=group[0].architecture,
         fraction=group[0].fraction,
@@ -144,7 +164,9 @@ def summary(group: Sequence[Result]) -> Summary:
         top1=statistics.mean(result.top1 for result in group),
         deviation=statistics.stdev(result.top1 for result in group) if len(group) > 1 else None,
         seconds=statistics.mean(result.seconds for result in group),
+        steps=statistics.mean(result.steps for result in group),
         late_change=statistics.mean(late_changes) if late_changes else None,
+        least_loss_at=statistics.mean(places) if places else None,
     )
 
 
