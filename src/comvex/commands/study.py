@@ -20,9 +20,12 @@ class RunStudy:
     """Find out by many runs how few pictures ConViT needs, or which of its parts matters.
 
     All runs have the same recipe, whose settings are those of comvex train; --epochs are those of all pictures. The
-    last epoch of each run is tested; --patience wants --select best. Stop it whenever you like and repeat the command
-    to go on; the same command in several terminals, or on several machines with one disk, shares the runs out among
-    them: give each --threads, so that together they have no more than there are cores.
+    study itself sets --fraction, --seed, --split-seed and the switches of GPSA, and refuses them, --weights and
+    --no-test. The last epoch of each run is tested; --patience wants --select best.
+
+    Stop it whenever you like and repeat the command to go on; the same command in several terminals, or on several
+    machines with one disk, shares the runs out among them: give each --threads, so that together they have no more
+    than there are cores.
 
     OUT/report.md has the table, the figures and how they were measured; results.csv has every run.
 
