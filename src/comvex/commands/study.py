@@ -20,8 +20,8 @@ class RunStudy:
     """Find out by many runs how few pictures ConViT needs, or which of its parts matters.
 
     All runs have the same recipe, whose settings are those of comvex train; --epochs are those of all pictures. The
-    study itself sets --fraction, --seed, --split-seed and the switches of GPSA, and refuses them, --weights and
-    --no-test. The last epoch of each run is tested; --patience wants --select best.
+    study itself sets --fraction, --seed, --split-seed and the switches of GPSA, and refuses them, as it does --weights
+    and --no-test. The last epoch of each run is tested; --patience wants --select best.
 
     Stop it whenever you like and repeat the command to go on; the same command in several terminals, or on several
     machines with one disk, shares the runs out among them: give each --threads, so that together they have no more
