@@ -161,7 +161,11 @@ def test_the_report_and_the_figures_are_there(undisturbed):
     for architecture, fraction in (("convit", 0.1), ("plain", 1.0)):
         [own] = [s for s in report["summary"] if (s["architecture"], s["fraction"]) == (architecture, fraction)]
         assert f"{own['top1']:.2f} ± {own['deviation']:.2f} (2)" in text
-    for name in ("figure.png", "curves.png"):
+    layers = (out / "layers.csv").read_text().splitlines()
+    num_layers = STUDY.recipe.model.num_local_layers + STUDY.recipe.model.num_nonlocal_layers
+    assert len(layers) == 1 + 8 * 2 * num_layers  # before the first step and after the tested epoch
+    assert sum(line.startswith("plain,") and ",," not in line for line in layers) == 0  # it has no gates
+    for name in ("figure.png", "curves.png", "layers.png"):
         assert f"({name})" in text
         with Image.open(out / name) as picture:
             assert picture.width > 800

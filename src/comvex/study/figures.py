@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from comvex.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure
+from comvex.study.layers import LayerFigures, over_seeds
 from comvex.study.picture_factor import Factor
 from comvex.study.plan import CONVIT, PLAIN
 from comvex.study.results import Comparison, Result, Summary
@@ -153,3 +154,44 @@ def draw_learning_curves(results: Sequence[Result], file: Path, *, title: str) -
         handles = [figure.axes[0].plot([], [], color=colour)[0] for colour in colours.values()]
         figure.legend(handles, [label(name) for name in names], loc="outside right upper")
         figure.suptitle(f"{title}: every run, to the step where it ended", x=0.01, ha="left")
+
+
+LAYER_PANELS = {
+    "nonlocality": ("How far the layers look", "mean distance, patches"),
+    "gate": ("Gates", "share of positional attention"),
+}
+"""Figures of a layer that are drawn: title and unit of each."""
+
+
+def draw_layers(layers: Sequence[LayerFigures], file: Path, *, title: str) -> None:
+    """How far each layer looks and its gate, means over heads and seeds: a line for each architecture and fraction.
+
+    Dotted lines are before the first step. Gates are left out where no layer has one.
+    """
+    from matplotlib.lines import Line2D
+
+    names = list(dict.fromkeys(each.architecture for each in layers))
+    fractions = sorted({each.fraction for each in layers})
+    colours = colours_of(names)
+    # The most pictures are the darkest
+    alphas = {fraction: 0.25 + 0.75 * (place + 1) / len(fractions) for place, fraction in enumerate(fractions)}
+    panels = [name for name in LAYER_PANELS if over_seeds(layers, name, begun=True)]
+    with new_figure(file, size=(2.6 + 4.2 * len(panels), 3.8)) as figure:
+        for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            for (architecture, _), values in over_seeds(layers, name, begun=False).items():
+                axes.plot(*zip(*values.items(), strict=True), ":", color=colours[architecture])
+            for (architecture, fraction), values in over_seeds(layers, name, begun=True).items():
+                places, means = zip(*values.items(), strict=True)
+                axes.plot(places, means, "o-", color=colours[architecture], alpha=alphas[fraction], markersize=4)
+            heading, unit = LAYER_PANELS[name]
+            axes.set(title=heading, xlabel="layer", ylabel=unit)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(alpha=0.25)
+        handles = [Line2D([], [], color=colours[name], label=label(name)) for name in names]
+        handles += [
+            Line2D([], [], color="black", marker="o", alpha=alphas[fraction], label=f"{100 * fraction:g} %")
+            for fraction in fractions
+        ]
+        handles.append(Line2D([], [], color="black", linestyle=":", label="before the first step"))
+        figure.legend(handles=handles, loc="outside right upper")
+        figure.suptitle(f"{title}: means over heads and seeds", x=0.01, ha="left")

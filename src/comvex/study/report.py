@@ -14,7 +14,8 @@ from typing import Any
 import comvex
 from comvex.files import write_table, write_text
 from comvex.processor import machine_line
-from comvex.study.figures import draw_ablation, draw_learning_curves, draw_sample_efficiency, label
+from comvex.study.figures import draw_ablation, draw_layers, draw_learning_curves, draw_sample_efficiency, label
+from comvex.study.layers import LayerFigures, read_layers
 from comvex.study.plan import STANDARD, PlannedRun, Study
 from comvex.study.results import (
     Comparison,
@@ -30,6 +31,7 @@ from comvex.training.recipe import recipe_words
 
 RESULTS, CURVES, REPORT = "results.csv", "curves.csv", "report.md"
 FIGURE, CURVES_FIGURE = "figure.png", "curves.png"
+LAYERS, LAYERS_FIGURE = "layers.csv", "layers.png"
 
 
 def write_report(
@@ -50,10 +52,11 @@ def write_report(
     results = [result for run in runs if (result := read_result(run, out)) is not None]
     summaries, comparisons = summarise(results), compare(results)
     if results:
-        write_tables(results, out)
+        layers = [layer for run in runs for layer in read_layers(run, out)]
+        write_tables(results, layers, out)
         if draw:
-            write_figures(study, results, summaries, comparisons, out)
-        text = "\n".join(report_lines(study, runs, results, summaries, comparisons, out, absent or {}))
+            write_figures(study, results, summaries, comparisons, layers, out)
+        text = "\n".join(report_lines(study, runs, results, summaries, comparisons, layers, out, absent or {}))
         write_text(out / REPORT, text + "\n")
     return {
         "study": study.kind,
@@ -66,7 +69,7 @@ def write_report(
     }
 
 
-def write_tables(results: Sequence[Result], out: Path) -> None:
+def write_tables(results: Sequence[Result], layers: Sequence[LayerFigures], out: Path) -> None:
     write_table(out / RESULTS, [result.row() for result in results])
     curves = [
         {
@@ -81,6 +84,7 @@ def write_tables(results: Sequence[Result], out: Path) -> None:
         for (step, top1), loss in zip(result.curve, result.losses, strict=True)
     ]
     write_table(out / CURVES, curves)
+    write_table(out / LAYERS, [dataclasses.asdict(layer) for layer in layers])
 
 
 def write_figures(
@@ -88,10 +92,13 @@ def write_figures(
     results: Sequence[Result],
     summaries: Sequence[Summary],
     comparisons: Sequence[Comparison],
+    layers: Sequence[LayerFigures],
     out: Path,
 ) -> None:
     title = Path(study.recipe.data).name
     draw_learning_curves(results, out / CURVES_FIGURE, title=title)
+    if layers:
+        draw_layers(layers, out / LAYERS_FIGURE, title=title)
     if study.kind == "ablation":
         draw_ablation(results, summaries, out / FIGURE, title=title)
     elif comparisons:
@@ -104,6 +111,7 @@ def report_lines(
     results: Sequence[Result],
     summaries: Sequence[Summary],
     comparisons: Sequence[Comparison],
+    layers: Sequence[LayerFigures],
     out: Path,
     absent: Mapping[str, Sequence[str]],
 ) -> list[str]:
@@ -117,6 +125,7 @@ def report_lines(
     lines += ["", f"![{heading}]({FIGURE})", ""] if has_figure else [""]
     lines += [f"![Validation accuracy against steps]({CURVES_FIGURE})", ""]
     lines += plateau_lines(study, results, summaries)
+    lines += LAYERS_LINES if layers else []
     lines += [
         "## How it was measured",
         "",
@@ -129,6 +138,19 @@ def report_lines(
     ]
     lines += [*machine_lines(results), "", f"Each run is in [{RESULTS}]({RESULTS}), its curve in [{CURVES}]({CURVES})."]
     return lines
+
+
+LAYERS_LINES = [
+    "## What became of the layers",
+    "",
+    f"![How far the layers look, and their gates]({LAYERS_FIGURE})",
+    "",
+    "Left the mean distance, in patches, from a patch to what it attends to, each layer on its own input, of a few "
+    "validation pictures; right the gates, 1 for position alone, 0 for content alone. A convolutional layer looks "
+    "near; attention that is the same everywhere looks as far as the plain ViT does before the first step. "
+    f"[{LAYERS}]({LAYERS}) has every seed.",
+    "",
+]
 
 
 def comparison_table(summaries: Sequence[Summary], comparisons: Sequence[Comparison]) -> list[str]:
