@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from commands import Command
 from comvex import run_folder
+from comvex.commands.study import RunStudy
 from comvex.data.sources import open_data
 from comvex.errors import UserError
 from comvex.files import read_table
@@ -341,13 +342,30 @@ def test_a_study_does_not_go_on_with_other_pictures(tmp_path):
     recipe = Recipe(data=str(pictures), model=SMALL_PICTURES, steps=2, batch_size=8)
     study = Study("sample-efficiency", recipe, (1.0,), (0,))
     carry_out(study, tmp_path / "study", options=OPTIONS)
-    Image.new("L", (8, 8)).save(pictures / "dark" / "another.png")
+    (pictures / "dark" / "0.png").rename(pictures / "dark" / "another.png")
     assert carry_out(study, tmp_path / "study", options=OPTIONS)["num_finished"] == 2  # of those nothing is needed
+    more = dataclasses.replace(study, seeds=(0, 1))
+    began = r"are not those that the study in .* was begun with"
     with pytest.raises(
-        ValueError, match=r"are not those that the study in .* was begun with \(then \d+ to train on, now"
+        ValueError, match=began + r" \(changed: .*training pictures.*; then (\d+) to train on, now \1\)"
     ):
-        carry_out(dataclasses.replace(study, seeds=(0, 1)), tmp_path / "study", options=OPTIONS)
+        carry_out(more, tmp_path / "study", options=OPTIONS)
+    (pictures / "dark" / "another.png").unlink()
+    with pytest.raises(ValueError, match=began):
+        carry_out(more, tmp_path / "study", options=OPTIONS)
     assert json.loads((tmp_path / "study" / "study.json").read_text())["seeds"] == [0]
+
+
+def test_a_finished_study_s_command_is_repeated_without_its_pictures_and_takes_its_fractions(tmp_path, capsys):
+    pictures = uneven_pictures(tmp_path / "pictures")
+    recipe = Recipe(data=str(pictures), model=SMALL_PICTURES, steps=2, batch_size=8)
+    command = RunStudy("sample-efficiency", recipe, OPTIONS, out=tmp_path / "study", seeds=(0,))
+    assert dataclasses.replace(command, fractions=(0.4,)).run() == 0
+    shutil.rmtree(pictures)
+    capsys.readouterr()
+    assert command.run() == 0
+    assert "convit, 40 % (" in (told := capsys.readouterr().out)
+    assert "plain, 100 %" not in told
 
 
 def test_a_worker_reports_on_what_another_one_has_added_meanwhile(undisturbed, tmp_path, monkeypatch):

@@ -1,12 +1,15 @@
 """What a study trains, and what makes its runs comparable."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
-from comvex.study.plan import FRACTIONS, VARIANTS, Study
+from comvex.run_folder import read_recipe
+from comvex.study.plan import FRACTIONS, STANDARD, VARIANTS, Study
 from comvex.training.recipe import Architecture, Recipe
 
+ROOT = Path(__file__).parents[2]
 FASHION = 54_000
 RECIPE = Recipe(data="fashion-mnist", batch_size=100, epochs=20)
 
@@ -56,6 +59,16 @@ def test_epochs_are_multiplied_by_one_over_the_fraction():
     assert {run.fraction: run.recipe.patience for run in own} == {0.01: 300, 0.05: 60, 0.1: 30, 0.3: 10, 1.0: 3}
 
 
+def test_by_default_the_runs_are_long_and_take_the_best_trial_s_augmentation():
+    for num_pictures, epochs in ((450, 893), (5_000, 80), (54_000, 10)):  # 400,000 pictures in whole batches of 64
+        run = study(recipe=STANDARD, seeds=(0,), fractions=(1.0,)).runs(num_pictures)[0]
+        assert run.recipe.epochs == epochs
+        assert run.recipe.num_steps(num_pictures) >= 6_000
+    assert study(recipe=dataclasses.replace(STANDARD, epochs=3)).runs(FASHION)[-1].recipe.epochs == 3
+    for run in (ROOT / "docs" / "results" / "small-data" / "flips-and-shifts" / "runs").iterdir():
+        assert STANDARD.to_dict()["augment"] == read_recipe(run)["augment"]
+
+
 @pytest.mark.parametrize("select", ["best", "last"])
 def test_the_recipe_says_which_epoch_is_tested(select):
     own = study(recipe=dataclasses.replace(RECIPE, select=select)).runs(FASHION)
@@ -102,7 +115,8 @@ def test_few_pictures_have_no_more_steps_than_many(num_pictures):
         ({"stretch": 1.5}, r"stretch is 1\.5: it must lie in \[0, 1\]"),
         ({"recipe": Recipe(test=False)}, "test is False: the figures of a study are those of the test pictures"),
         ({"fractions": (0.1, 1.5)}, r"fractions has 1\.5: each must lie in \(0, 1\]"),
-        ({"fractions": (0.1, 0.1)}, r"fractions has 0\.1 twice"),
+        ({"fractions": (0.1, 0.1)}, "fractions has 10 % twice"),
+        ({"fractions": (1 / 3, 0.333333)}, "fractions has 33.3333 % twice"),
         ({"seeds": (3, 3)}, "seeds has 3 twice"),
         ({"seeds": ()}, "without seeds has no runs"),
         ({"recipe": Recipe(fraction=0.5)}, "in a study --fractions says it"),

@@ -19,9 +19,10 @@ from comvex.training.recipe import Options, Recipe
 class RunStudy:
     """Find out by many runs how few pictures ConViT needs, or which of its parts matters.
 
-    All runs have the same recipe, whose settings are those of comvex train; --epochs are those of all pictures. The
-    study itself sets --fraction, --seed, --split-seed and the switches of GPSA, and refuses them, as it does --weights
-    and --no-test. The last epoch of each run is tested; --patience wants --select best.
+    All runs have the same recipe, whose settings are those of comvex train; --epochs are those of all pictures, by
+    default as many as show 400,000 of them, since in short runs ConViT leads by learning faster. The study itself sets
+    --fraction, --seed, --split-seed and the switches of GPSA, and refuses them, as it does --weights and --no-test.
+    The last epoch of each run is tested; --patience wants --select best.
 
     Stop it whenever you like and repeat the command to go on; the same command in several terminals, or on several
     machines with one disk, shares the runs out among them: give each --threads, so that together they have no more
@@ -40,7 +41,8 @@ class RunStudy:
     out: Annotated[Path | None, DEFAULT_TOLD] = None
     """Folder for the report and the runs. Default: studies/STUDY-DATA."""
     fractions: Annotated[tuple[float, ...], DEFAULT_TOLD] = ()
-    """Shares of the training pictures. Default: 0.01 0.05 0.1 0.3 1, ablation 0.1 1, as far as the data have enough."""
+    """Shares of the training pictures. Default: those that OUT has been asked for; at first 0.01 0.05 0.1 0.3 1, for
+    the ablation 0.1 1, as far as the data have enough."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each decides pictures, initial weights, order and augmentation of one run per architecture and fraction."""
     stretch: float = 1.0
@@ -52,15 +54,16 @@ class RunStudy:
     def run(self) -> int:
         from comvex.study.carry_out import carry_out
         from comvex.study.pictures import fitting_fractions
+        from comvex.study.study_file import noted_fractions
         from comvex.training.stopping import StoppedError
 
-        fractions = self.fractions
+        out = self.out if self.out is not None else Path("studies") / f"{self.kind}-{Path(self.recipe.data).name}"
+        fractions = self.fractions or noted_fractions(out)
         if not fractions:
             fractions, left_out = fitting_fractions(self.kind, self.recipe, self.seeds)
             for sentence in left_out:
                 print(f"study: {sentence}", file=sys.stderr)
         study = Study(self.kind, self.recipe, fractions, self.seeds, self.stretch)
-        out = self.out if self.out is not None else Path("studies") / f"{self.kind}-{Path(self.recipe.data).name}"
         try:
             report = carry_out(study, out, options=self.options)
         except StoppedError as stopped:

@@ -13,7 +13,7 @@ from typing import Any
 from comvex import run_folder
 from comvex.errors import UserError
 from comvex.study.plan import PlannedRun, Study
-from comvex.study.report import absent_sentence, write_report
+from comvex.study.report import FIGURE, absent_sentence, write_report
 from comvex.study.results import RUNS, Result, read_result
 from comvex.study.study_file import begin, read_study
 from comvex.training.ranks import told_num
@@ -62,7 +62,7 @@ def carry_out(study: Study, out: Path, *, options: Options | None = None, poll: 
                 say(f"study: {run} failed: {error}")
                 continue
             trained += 1
-            draw = time.monotonic() - drawn > DRAW_SECONDS
+            draw = time.monotonic() - drawn > DRAW_SECONDS or not (out / FIGURE).exists()
             report_all(out, draw=draw)
             drawn = time.monotonic() if draw else drawn
         if not trained:

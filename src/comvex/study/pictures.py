@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,8 +21,9 @@ class StudyPictures:
 
     num: int
     """To train on at a fraction of 1."""
-    labels: str
-    """A short hash of all labels of the training and the test pictures, to notice that they are others now."""
+    hashes: dict[str, str]
+    """For each part of the data a short hash of its labels and its files' names, or its pixels where they are in
+    memory, to notice that they are others now."""
     absent_classes: dict[str, list[str]]
     """For a fraction, as its decimal number, the classes of which no picture is left to train on with some seed."""
 
@@ -51,8 +51,9 @@ def look_through(study: Study) -> StudyPictures:
             raise UserError(f"fractions has {fraction:g}: {error}") from error
         if names:
             absent[f"{fraction:g}"] = names
-    labels = b"".join(part.labels.astype("<i8").tobytes() for part in (data.train, data.test))
-    return StudyPictures(len(whole.train), hashlib.sha256(labels).hexdigest()[:16], absent)
+    parts = {"training": data.train, "validation": data.val, "test": data.test}
+    hashes = {name: part.fingerprint() for name, part in parts.items() if part is not None}
+    return StudyPictures(len(whole.train), hashes, absent)
 
 
 def absent_classes(data: DataSet, recipe: Recipe, fraction: float, seeds: Sequence[int]) -> list[str]:

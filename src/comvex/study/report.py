@@ -328,11 +328,16 @@ def plateau_lines(study: Study, results: Sequence[Result], summaries: Sequence[S
 
 def command(study: Study, out: Path) -> str:
     """The command that does the study again, or goes on with it."""
-    words = ["comvex", "study", study.kind, "--fractions", *(f"{value:g}" for value in study.fractions)]
+    words = ["comvex", "study", study.kind, "--fractions", *map(number, study.fractions)]
     words += ["--seeds", *map(str, study.seeds)]
     if study.stretch != 1:
-        words += ["--stretch", f"{study.stretch:g}"]
+        words += ["--stretch", number(study.stretch)]
     return shlex.join([*words, *recipe_words(study.recipe.to_dict(), STANDARD), "--out", str(out)])
+
+
+def number(value: float) -> str:
+    """All its digits, without those that say nothing: 0.1, 1, 0.3333333333333333."""
+    return repr(float(value)).removesuffix(".0")
 
 
 def machine_lines(results: Sequence[Result]) -> list[str]:

@@ -49,6 +49,12 @@ def begin(study: Study, out: Path) -> dict[str, Any]:
     return content
 
 
+def noted_fractions(out: Path) -> tuple[float, ...]:
+    """The fractions that a study's folder has been asked for; none if it has been asked for nothing yet."""
+    file = out / run_folder.STUDY
+    return tuple(read_study(file)["fractions"]) if file.exists() else ()
+
+
 def merged(study: Study, pictures: StudyPictures | None, stored: dict[str, Any] | None) -> dict[str, Any]:
     """What is to be noted of a study: what was, with the fractions, seeds and absent classes of now."""
     known = study
@@ -60,10 +66,10 @@ def merged(study: Study, pictures: StudyPictures | None, stored: dict[str, Any] 
             seeds=tuple(sorted({*before.seeds, *study.seeds})),
         )
     content = {"format": FORMAT, "comvex": comvex.__version__, **known.to_dict()}
-    noted = {} if stored is None else {name: stored[name] for name in ("num_pictures", "labels") if name in stored}
+    noted = {} if stored is None else {name: stored[name] for name in ("num_pictures", "pictures") if name in stored}
     absent: dict[str, list[str]] = dict((stored or {}).get("absent_classes", {}))
     if pictures is not None:
-        noted = {"num_pictures": pictures.num, "labels": pictures.labels}
+        noted = {"num_pictures": pictures.num, "pictures": pictures.hashes}
         for fraction, names in pictures.absent_classes.items():
             absent[fraction] = sorted({*absent.get(fraction, ()), *names})
     return content | noted | {"absent_classes": absent}
@@ -95,12 +101,17 @@ def check_same(study: Study, stored: dict[str, Any], out: Path) -> None:
 
 
 def check_same_pictures(study: Study, pictures: StudyPictures, stored: dict[str, Any], out: Path) -> None:
-    """Raises ``ValueError`` if the study was begun with other pictures, as far as their labels and number tell."""
-    if (pictures.num, pictures.labels) != (stored["num_pictures"], stored.get("labels", pictures.labels)):
-        raise UserError(
-            f"The pictures of {study.recipe.data} are not those that the study in {out} was begun with (then "
-            f"{stored['num_pictures']:,} to train on, now {pictures.num:,}): choose another --out."
-        )
+    """Raises ``ValueError`` if the study was begun with others, as far as numbers, labels and names or pixels tell."""
+    changed = [
+        f"{part} pictures" for part, value in stored.get("pictures", {}).items() if pictures.hashes.get(part) != value
+    ]
+    if not changed and pictures.num == stored["num_pictures"]:
+        return
+    now = f"then {stored['num_pictures']:,} to train on, now {pictures.num:,}"
+    raise UserError(
+        f"The pictures of {study.recipe.data} are not those that the study in {out} was begun with (changed: "
+        f"{', '.join(changed) or 'their number'}; {now}): put them back as they were, or choose another --out."
+    )
 
 
 def settings(study: dict[str, Any]) -> dict[str, Any]:

@@ -196,12 +196,12 @@ class Recipe:
             return self.steps
         return (self.num_epochs(num_pictures) + self.cooldown_epochs) * self.steps_per_epoch(num_pictures)
 
-    def num_epochs(self, num_pictures: int) -> int:
-        """Passes over that many training pictures, unless ``steps`` is given."""
+    def num_epochs(self, num_pictures: int, *, shown: int = SHOWN) -> int:
+        """Passes over that many training pictures, unless ``steps`` is given; ``shown`` if no epochs are chosen."""
         if self.epochs is not None:
             return self.epochs
-        shown = self.steps_per_epoch(num_pictures) * min(self.batch_size, num_pictures)
-        return min(max(FEWEST_EPOCHS, round(SHOWN / shown)), MOST_EPOCHS)
+        shown_per_epoch = self.steps_per_epoch(num_pictures) * min(self.batch_size, num_pictures)
+        return min(max(FEWEST_EPOCHS, round(shown / shown_per_epoch)), MOST_EPOCHS)
 
     def steps_per_epoch(self, num_pictures: int) -> int:
         return max(1, num_pictures // self.batch_size)
