@@ -165,6 +165,8 @@ def test_the_report_says_how_many_steps_a_fraction_has(stretch):
     by_epochs = dataclasses.replace(study, recipe=Recipe(epochs=3))
     assert "A fraction's epochs are those of all pictures times (1 / fraction)" in (text := words(by_epochs, RESULTS))
     assert "fewer where an epoch" not in text
+    more_steps = {0.0: "twice the pictures have 2.00 times the steps", 0.3: "twice the pictures have 1.62 times"}
+    assert more_steps.get(stretch, "(1 / fraction).") in text
     one_step = dataclasses.replace(by_epochs, recipe=Recipe(epochs=3, batch_size=128))
     assert ", fewer where an epoch has less than a batch." in words(one_step, RESULTS)
 
@@ -174,6 +176,7 @@ def test_the_report_says_what_the_number_of_test_pictures_leaves_open():
     some = [result("convit", 0.1, 0, 80.0), result("plain", 0.1, 0, 80.0)]
     assert "There are 400 test pictures" in (text := words(study, some))
     assert "a standard error of 2.00 points" in text  # 100 * sqrt(0.8 * 0.2 / 400)
+    assert "a standard error of 1.50 to 2.00 points" in words(study, [*some, result("convit", 1.0, 0, 90.0)])
 
 
 def test_the_report_names_classes_that_could_not_be_learnt():
@@ -202,18 +205,21 @@ def test_no_curve_ends_at_the_edge_of_its_panel(tmp_path, monkeypatch):
 
 def test_the_tables_say_what_was_found():
     lines = comparison_table(summarise(RESULTS), compare(RESULTS))
-    assert lines[2:4] == [
-        "| 100 (10 %) | 60.00 ± 1.41 (2) | 50.00 ± 0.00 (2) | +10.00 ± 1.41 (2) | +20.0 | 2.99 | 2.82, 3.16 |",
-        "| 1,000 (100 %) | 80.00 ± 1.41 (2) | 71.00 ± 1.41 (2) | +9.00 ± 2.83 (2) | +12.7 | > 1.00 | > 1.00, > 1.00 |",
-    ]
-    assert lines[-1] == "ConViT is ahead in 4 of 4 pairs of runs with the same pictures."
-    behind = [result("convit", 0.1, 2, 40.0), result("plain", 0.1, 2, 40.0)]  # no lead is none
-    lines = comparison_table(summarise(behind), compare(behind))
-    assert lines[-1] == "ConViT is ahead in 0 of 1 pairs of runs with the same pictures."
+    # Student's t for two seeds, 12.706, times their deviation, sqrt(2) and 2 sqrt(2), over sqrt(2)
+    assert lines[2] == (
+        "| 100 (10 %) | 60.00 ± 1.41 (2) | 50.00 ± 0.00 (2) | +10.00 (-2.71 to +22.71) | 2 of 2 | +20.0 "
+        "| 2.99 | 2.82, 3.16 |"
+    )
+    assert lines[3] == (
+        "| 1,000 (100 %) | 80.00 ± 1.41 (2) | 71.00 ± 1.41 (2) | +9.00 (-16.41 to +34.41) | 2 of 2 | +12.7 "
+        "| > 1.00 | > 1.00, > 1.00 |"
+    )
+    alike = [result("convit", 0.1, 2, 40.0), result("plain", 0.1, 2, 40.0)]  # no lead is none
+    assert "| +0.00 | 0 of 1 |" in comparison_table(summarise(alike), compare(alike))[2]
     [comparison] = [each for each in compare(RESULTS) if each.fraction == 0.1]
     bounds = dataclasses.replace(comparison, factors=(Factor(1.0, ">"), Factor(1.7), Factor(2.0, "<"), Factor(1.2)))
     assert comparison_table(summarise(RESULTS), [bounds])[2].endswith("| < 2.00, 1.20, 1.70, > 1.00 |")
-    assert comparison_table(summarise(RESULTS[:1]), [])[2] == "| 100 (10 %) | 59.00 (1) | - |  |  |  |  |"
+    assert comparison_table(summarise(RESULTS[:1]), [])[2] == "| 100 (10 %) | 59.00 (1) | - |  |  |  |  |  |"
     assert accuracy_table(summarise(RESULTS), differences_to_convit(RESULTS))[2:] == [
         "| ConViT | 60.00 ± 1.41 (2) |  | 80.00 ± 1.41 (2) |  |",
         "| plain ViT | 50.00 ± 0.00 (2) | -10.00 ± 1.41 (2) | 71.00 ± 1.41 (2) | -9.00 ± 2.83 (2) |",

@@ -76,7 +76,7 @@ class RunStudy:
 def describe(report: dict[str, Any]) -> str:
     """A line for each architecture and fraction, and for each comparison."""
     from comvex.study.picture_factor import Factor
-    from comvex.study.report import mean_of
+    from comvex.study.report import lead_words
 
     lines = []
     for summary in report["summary"]:
@@ -88,7 +88,7 @@ def describe(report: dict[str, Any]) -> str:
     if report["study"] == "sample-efficiency":
         lines += [
             f"at {100 * comparison['fraction']:g} % ConViT's top-1 less the plain ViT's is "
-            f"{mean_of(comparison['leads'])} points; the plain ViT needs {Factor(**comparison['factor'])} times the "
+            f"{lead_words(comparison['leads'])} points; the plain ViT needs {Factor(**comparison['factor'])} times the "
             "pictures for ConViT's"
             for comparison in report["comparison"]
         ]

@@ -23,6 +23,7 @@ from comvex.study.results import (
     Summary,
     compare,
     differences_to_convit,
+    mean_within,
     next_seed_within,
     read_result,
     summarise,
@@ -117,7 +118,7 @@ def report_lines(
 ) -> list[str]:
     hours = sum(result.seconds for result in results) / 3600
     heading = {"sample-efficiency": "Sample efficiency", "ablation": "Ablation"}[study.kind]
-    state = f"{len(results)} of {len(runs)} runs are finished; they trained for {hours:.2f} hours in all."
+    state = f"{len(results)} of {len(runs)} runs are finished; added up, they trained for {hours:.2f} hours."
     lines = [f"# {heading}: {Path(study.recipe.data).name}", "", state, ""]
     lines += comparison_table(summaries, comparisons) if study.kind == "sample-efficiency" else []
     lines += accuracy_table(summaries, differences_to_convit(results)) if study.kind == "ablation" else []
@@ -158,8 +159,8 @@ def comparison_table(summaries: Sequence[Summary], comparisons: Sequence[Compari
     found = {(summary.architecture, summary.fraction): summary for summary in summaries}
     compared = {comparison.fraction: comparison for comparison in comparisons}
     lines = [
-        "| pictures | ConViT top-1, % | plain ViT top-1, % | lead, points | relative, % | factor | of each seed |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| pictures | ConViT top-1, % | plain ViT top-1, % | lead, points | ahead | relative, % | factor | by seed |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for fraction in sorted({fraction for _, fraction in found}):
         own = [found.get((name, fraction)) for name in ("convit", "plain")]
@@ -167,18 +168,22 @@ def comparison_table(summaries: Sequence[Summary], comparisons: Sequence[Compari
         cells = [f"{num_pictures:,.0f} ({100 * fraction:g} %)", *map(accuracy, own)]
         comparison = compared.get(fraction)
         if comparison is None:
-            cells += ["", "", "", ""]
+            cells += [""] * 5
         else:
-            lead, relative = mean_of(comparison.leads), f"{comparison.improvement:+.1f}"
-            cells += [lead, relative, str(comparison.factor), spread(comparison)]
+            ahead = f"{sum(lead > 0 for lead in comparison.leads)} of {len(comparison.leads)}"
+            cells += [lead_words(comparison.leads), ahead, f"{comparison.improvement:+.1f}"]
+            cells += [str(comparison.factor), spread(comparison)]
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", pairs_line(comparisons)] if comparisons else lines
+    return lines
 
 
-def pairs_line(comparisons: Sequence[Comparison]) -> str:
-    """How often ConViT is ahead on the same pictures, which needs no assumption on how accuracies scatter."""
-    leads = [lead for comparison in comparisons for lead in comparison.leads]
-    return f"ConViT is ahead in {sum(lead > 0 for lead in leads)} of {len(leads)} pairs of runs with the same pictures."
+def lead_words(leads: Sequence[float]) -> str:
+    """The mean lead with its 95 % interval, where there is one: +1.17 (-0.25 to +2.59)."""
+    mean = statistics.mean(leads)
+    if len(leads) == 1:
+        return f"{mean:+.2f}"
+    within = mean_within(len(leads)) * statistics.stdev(leads)
+    return f"{mean:+.2f} ({mean - within:+.2f} to {mean + within:+.2f})"
 
 
 def spread(comparison: Comparison) -> str:
@@ -239,6 +244,11 @@ def method_lines(
     ]
     if study.kind == "sample-efficiency":
         lines.append(
+            "The lead is ConViT's top-1 less the plain ViT's on the same pictures; in brackets, from Student's t, the "
+            "interval in which its mean over all seeds lies 19 times out of 20, and then in how many pairs ConViT is "
+            "ahead. The pairs of one seed are not independent: small fractions are part of larger ones."
+        )
+        lines.append(
             "The (picture) factor says how many times more pictures the plain ViT needs for ConViT's accuracy, "
             "interpolated in the logarithm of the pictures; > and < are bounds, where the plain ViT had no such "
             "accuracy."
@@ -261,11 +271,11 @@ def spread_line(summaries: Sequence[Summary]) -> str:
 def test_line(results: Sequence[Result]) -> str:
     """How far the number of test pictures alone lets an accuracy be off."""
     fewest = min(result.num_test_pictures for result in results)
-    top1 = statistics.mean(result.top1 for result in results)
-    error = math.sqrt(top1 * (100 - top1) / fewest)
+    errors = [math.sqrt(result.top1 * (100 - result.top1) / fewest) for result in results]
+    low, high = (f"{error:.2f}" for error in (min(errors), max(errors)))
     return (
-        f"There are {fewest:,} test pictures, the same for all runs: an accuracy like these has a standard error of "
-        f"{error:.2f} points by their number alone, much of which two architectures share, and which is not in ±."
+        f"There are {fewest:,} test pictures, the same for all runs: by their number alone an accuracy has a standard "
+        f"error of {low if low == high else f'{low} to {high}'} points, which is not in ±."
     )
 
 
@@ -285,7 +295,8 @@ def length_line(study: Study, results: Sequence[Result]) -> str:
         power = "" if stretch == 1 else f" to the power {stretch:g}"
         fewer = min(result.num_pictures for result in results) < study.recipe.batch_size
         exception = ", fewer where an epoch has less than a batch" if fewer else ""
-        return f"A fraction's epochs are those of all pictures times (1 / fraction){power}{exception}."
+        rest = f", so that twice the pictures have {2 ** (1 - stretch):.2f} times the steps" if stretch < 1 else ""
+        return f"A fraction's epochs are those of all pictures times (1 / fraction){power}{rest}{exception}."
     if stretch == 1:
         return f"Every fraction has {steps} steps."
     power = "" if stretch == 0 else f" to the power {1 - stretch:g}"
@@ -313,7 +324,8 @@ def plateau_lines(study: Study, results: Sequence[Result], summaries: Sequence[S
             "Late is the change of the accuracy, its mean over the last fifth of the epochs less that over the fifth "
             "before; some of that is what the falling learning rate brings to a run of any length. The loss, a mean "
             "over a tenth of the epochs, was least after that share of them: at 100 % it still fell, well below that "
-            "it had ceased to.",
+            "it had ceased to. Accuracy can go on rising where the loss does not fall any more: whether it would, only "
+            "runs of twice the length show.",
             "",
         ]
     if study.recipe.patience is not None:
