@@ -150,7 +150,11 @@ def main() -> None:
         lines.append(f"| {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     if differences:
-        lines += ["", f"Mean difference {statistics.mean(differences):+.2f} points over {len(differences)} runs."]
+        spread = f" ± {statistics.stdev(differences):.2f}" if len(differences) > 1 else ""
+        lines += [
+            "",
+            f"Mean difference {statistics.mean(differences):+.2f}{spread} points over {len(differences)} runs.",
+        ]
     write_text(options.out / "table.md", "\n".join(lines) + "\n")
 
 
