@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -23,17 +24,18 @@ from comvex.data.sources import open_data
 from comvex.errors import UserError
 from comvex.files import read_table
 from comvex.study import carry_out as carrying_out
-from comvex.study.carry_out import carry_out, duration, progress_line, seconds_left
+from comvex.study.carry_out import carry_out, duration, progress_line, report_all, seconds_left
 from comvex.study.pictures import fitting_fractions, look_through
-from comvex.study.plan import Study
+from comvex.study.plan import STANDARD, Study
 from comvex.study.results import RUNS, read_result
+from comvex.study.study_file import alone_in
 from comvex.training import trainer
 from comvex.training.build import build_model
 from comvex.training.recipe import Architecture, Options, Recipe
 from made_pictures import multi_label_recipe, shape_pictures
 
 SMALL = Architecture(dim=32, heads=4, num_local_layers=1, num_nonlocal_layers=1)
-RECIPE = Recipe(data="digits", model=SMALL, steps=4, batch_size=32, patience=1)
+RECIPE = dataclasses.replace(STANDARD, data="digits", model=SMALL, steps=4, batch_size=32, patience=1, select="best")
 SMALL_PICTURES = dataclasses.replace(SMALL, image_size=8, patch_size=2)
 STUDY = Study("sample-efficiency", RECIPE, (0.1, 1.0), (0, 1))
 ARGUMENTS = [
@@ -224,7 +226,7 @@ def test_more_seeds_add_runs_and_another_recipe_is_refused_with_the_difference(u
     report = carry_out(Study(STUDY.kind, RECIPE, (1.0,), (2,)), out, options=OPTIONS)
     assert (report["num_runs"], report["num_finished"]) == (12, 10)
     assert "10 of 12 runs are finished" in (out / "report.md").read_text()
-    other = Recipe(data="digits", model=SMALL, steps=9, batch_size=32, patience=1)
+    other = dataclasses.replace(RECIPE, steps=9)
     with pytest.raises(ValueError, match=r"has another study \(steps: 4 -> 9\): choose another --out"):
         carry_out(Study(STUDY.kind, other, (1.0,), (0,)), out)
     with pytest.raises(ValueError, match="study: sample-efficiency -> ablation"):
@@ -254,7 +256,7 @@ def test_a_study_of_an_earlier_version_goes_on_though_its_record_lacks_a_setting
     shutil.rmtree(out / RUNS / "plain-10pc-seed1")
     for file in (out / run_folder.STUDY, *out.glob(f"{RUNS}/*/{run_folder.RECIPE}")):
         stored = json.loads(file.read_text())
-        del stored["recipe"]["precision"], stored["recipe"]["augment"]["zoom"]
+        del stored["recipe"]["precision"], stored["recipe"]["augment"]["shear"]
         file.write_text(json.dumps(stored))
     assert carry_out(STUDY, out, options=OPTIONS)["num_finished"] == 8
 
@@ -397,6 +399,19 @@ def test_workers_that_begin_at_once_note_the_seeds_of_all(tmp_path):
     assert [worker.wait(300) for worker in workers] == [0, 0, 0], [file.read_text() for file in files]
     assert json.loads((out / "study.json").read_text())["seeds"] == [0, 1, 2]
     assert "12 of 12 runs are finished" in (out / "report.md").read_text()
+
+
+def test_workers_report_one_after_the_other(undisturbed, tmp_path):
+    """One that had read the runs before another's last was finished must not write after it."""
+    out = Path(shutil.copytree(undisturbed[0], tmp_path / "study"))
+    order = []
+    with alone_in(out):
+        worker = Thread(target=lambda: (report_all(out, draw=False), order.append("reported")))
+        worker.start()
+        time.sleep(1)
+        order.append("free")
+    worker.join(60)
+    assert order == ["free", "reported"]
 
 
 def test_what_a_worker_that_was_killed_at_once_has_left_is_no_other_folder(tmp_path):

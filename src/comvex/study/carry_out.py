@@ -15,7 +15,7 @@ from comvex.errors import UserError
 from comvex.study.plan import PlannedRun, Study
 from comvex.study.report import FIGURE, absent_sentence, write_report
 from comvex.study.results import RUNS, Result, read_result
-from comvex.study.study_file import begin, read_study
+from comvex.study.study_file import alone_in, begin, read_study
 from comvex.training.ranks import told_num
 from comvex.training.recipe import Options
 from comvex.training.runs import last_step
@@ -89,10 +89,14 @@ def tell_absent_classes(study: Study, noted: dict[str, Any]) -> None:
 
 
 def report_all(out: Path, *, draw: bool = True) -> dict[str, Any]:
-    """Report on all that the folder was ever asked for, perhaps by another worker since this one began."""
-    stored = read_study(out / run_folder.STUDY)
-    study = Study.from_dict(stored)
-    return write_report(study, study.runs(stored["num_pictures"]), out, absent=stored["absent_classes"], draw=draw)
+    """Report on all that the folder was ever asked for, perhaps by another worker since this one began.
+
+    One worker at a time, so that none writes over a later one's report what it had read before.
+    """
+    with alone_in(out):
+        stored = read_study(out / run_folder.STUDY)
+        study = Study.from_dict(stored)
+        return write_report(study, study.runs(stored["num_pictures"]), out, absent=stored["absent_classes"], draw=draw)
 
 
 def attempt(run: PlannedRun, out: Path, options: Options, *, announce: Callable[[], None]) -> bool:

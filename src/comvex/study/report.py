@@ -47,8 +47,7 @@ def write_report(
 
     ``absent`` has, for a fraction, the classes that some of its runs had no picture of to train on.
     Without ``draw`` the figures, which take a second or two, stay as they are. Nothing is written before a run is
-    finished. Several workers may write at once: each file is replaced as a whole, and the last one to finish has all
-    runs.
+    finished. Several workers must take turns, or one may write what it had read before another one finished a run.
     """
     results = [result for run in runs if (result := read_result(run, out)) is not None]
     summaries, comparisons = summarise(results), compare(results)
