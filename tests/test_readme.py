@@ -112,8 +112,10 @@ def test_the_recorded_reports_are_what_their_runs_come_to_today(name):
     runs = study.runs(stored["num_pictures"])
     results = [result for run in runs if (result := read_result(run, folder)) is not None]
     summaries = summarise(results)
-    table = comparison_table(summaries, compare(results)) if name == "sample-efficiency" else None
-    table = table or accuracy_table(summaries, differences_to_convit(results))
+    if name == "sample-efficiency":
+        table = comparison_table(summaries, compare(results))
+    else:
+        table = accuracy_table(summaries, differences_to_convit(results))
     text = [*table, *plateau_lines(study, results, summaries), *method_lines(study, results, summaries, {})]
     assert set(text) <= set((folder / "report.md").read_text(encoding="utf-8").splitlines())
 

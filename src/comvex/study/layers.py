@@ -35,7 +35,7 @@ class LayerFigures:
 def read_layers(run: PlannedRun, out: Path) -> list[LayerFigures]:
     """The layers of a finished run of the study in ``out``, before its first step and after the epoch that was tested.
 
-    None if the run is not finished, or its folder does not have them.
+    Empty if the run is not finished, or its folder has no figures of the heads.
     """
     folder = out / RUNS / run.name
     summary, file = run_folder.read_summary(folder), folder / run_folder.HEADS
