@@ -67,6 +67,31 @@ def test_steps_follow_from_epochs_or_from_the_number_of_pictures():
     assert Recipe(batch_size=100).num_steps(60_000) == 10 * 600
 
 
+@pytest.mark.parametrize(
+    ("values", "num_pictures", "num_validation", "every"),
+    [
+        ({}, 1293, 144, 1),  # the digits, as comvex train has them
+        ({"epochs": 334}, 540, 60, 1),  # 1 % of Fashion-MNIST, of which a tenth is for validation
+        ({"epochs": 6250}, 45, 5, 7),  # 1 % of 5,000 pictures: 893 validations
+        ({"epochs": 6250}, 50, 1000, 20),  # the same of data with a val part: as many pictures as are trained on
+        ({"epochs": 2000}, 50, 10_000, 20),  # never less than a hundred times
+        ({"epochs": 100}, 50, 10_000, 1),
+        ({"epochs": 3}, 50, 10_000, 1),
+        ({"epochs": 300, "cooldown_epochs": 100}, 50, 10_000, 4),
+        ({"steps": 1000}, 640, 1280, 1),  # a hundred epochs of ten steps
+        ({"steps": 4000}, 640, 1280, 2),
+        ({"steps": 4000}, 640, 1281, 3),
+        ({"steps": 4000}, 700, 1280, 2),  # an epoch shows 640 of them
+        ({}, 50, 0, 1),
+    ],
+)
+def test_validation_takes_no_more_pictures_than_training_where_it_is_often_enough(
+    values, num_pictures, num_validation, every
+):
+    recipe = Recipe(batch_size=64, **values)
+    assert recipe.epochs_per_validation(num_pictures, num_validation) == every
+
+
 def test_the_model_follows_the_data_unless_told_otherwise():
     digits = open_data("digits")
     config = build_config(Architecture(), digits)

@@ -30,6 +30,8 @@ from comvex.training.build import build_model
 from comvex.training.plan import make_plan
 from comvex.training.ranks import Ranks
 from comvex.training.recipe import Architecture, Options, Recipe
+from comvex.training.runs import list_runs
+from comvex.training.step import Learner
 from comvex.training.trainer import begin_folder, train
 
 SMALL = Architecture(dim=32, num_local_layers=1, num_nonlocal_layers=1, drop_path=0.1, attention_dropout=0.1)
@@ -78,6 +80,60 @@ def test_a_finished_run_gives_its_summary_and_is_not_touched(small_run):
     summary = train(again, small_run)
     assert summary == json.loads((small_run / "summary.json").read_text())
     assert before == {file: file.stat().st_mtime_ns for file in small_run.rglob("*")}
+
+
+@pytest.fixture
+def more_validation_than_training(tmp_path) -> Path:
+    """Folders with 8 training, 40 validation and 8 test pictures of two classes."""
+    generator = np.random.default_rng(0)
+    for part, num in (("train", 8), ("val", 40), ("test", 8)):
+        for index in range(num):
+            folder = tmp_path / "pictures" / part / ("dark", "bright")[index % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = generator.integers(0, 128, (8, 8)) + 127 * (index % 2)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    return tmp_path / "pictures"
+
+
+def test_a_run_of_many_short_epochs_validates_now_and_then_and_stopped_between_two_ends_the_same(
+    more_validation_than_training, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("comvex.training.recipe.FEWEST_VALIDATIONS", 10)  # which takes a tenth of the time of 100
+    recipe = replace(
+        QUICK,
+        data=str(more_validation_than_training),
+        model=replace(SMALL, image_size=8, patch_size=2, channels=1),
+        epochs=23,
+        batch_size=8,
+    )
+    summary = train(recipe, tmp_path / "whole")
+    rows = read_table(tmp_path / "whole" / "metrics.csv")
+    # 23 // 10: at least ten times, though 40 pictures are five epochs of 8
+    assert [(row["epoch"], row["step"]) for row in rows] == [(n, n) for n in (*range(2, 23, 2), 23)]
+    assert "23 steps on cpu, validated every 2 epochs" in (tmp_path / "whole" / "log.txt").read_text()
+    heads = read_table(tmp_path / "whole" / "heads.csv")
+    assert {row["epoch"] for row in heads} == {0, *(row["epoch"] for row in rows)}
+    [run] = list_runs(tmp_path / "whole")
+    [best] = [row for row in rows if row["epoch"] == summary["best_epoch"]]
+    assert (run.epochs, run.val) == (23, best["val_top1"])
+
+    step = Learner.step
+
+    def broken_off(learner: Learner, number: int, *arguments, **options):
+        if number == 16:
+            raise KeyboardInterrupt
+        return step(learner, number, *arguments, **options)
+
+    with monkeypatch.context() as context:
+        context.setattr(Learner, "step", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path / "resumed", options=Options(checkpoint_steps=5))
+    assert "step-00000015" in str(sorted((tmp_path / "resumed" / "checkpoints").iterdir())[-1])
+    train(recipe, tmp_path / "resumed")
+    same_files(
+        tmp_path / "whole", tmp_path / "resumed",
+        "metrics.csv", "heads.csv", "weights/best.safetensors", "weights/last.safetensors",
+    )  # fmt: skip
 
 
 def test_a_damaged_summary_is_written_anew_once_it_is_deleted(small_run_copy):

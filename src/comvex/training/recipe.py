@@ -19,6 +19,8 @@ SHOWN = 80_000
 """Pictures that a run shows unless told otherwise, ..."""
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 1000
 """... within these limits: of a few dozen pictures an epoch is one step, which its validation outlasts."""
+FEWEST_VALIDATIONS, MOST_VALIDATIONS = 100, 1000
+"""Of a run that has as many epochs; within these limits validation does not show more pictures than training."""
 
 ADAPTABLE = ("image_size", "patch_size", "channels", "drop_path", "attention_dropout")
 """What can be chosen of the model when it starts from given weights."""
@@ -206,6 +208,18 @@ class Recipe:
     def steps_per_epoch(self, num_pictures: int) -> int:
         return max(1, num_pictures // self.batch_size)
 
+    def epochs_per_validation(self, num_pictures: int, num_validation: int) -> int:
+        """Epochs from one validation to the next, for that many training and validation pictures.
+
+        One, unless the run has more than ``FEWEST_VALIDATIONS`` epochs and an epoch fewer pictures than the validation:
+        then so many that they show about as many. A run has at most ``MOST_VALIDATIONS``.
+        """
+        per_epoch = self.steps_per_epoch(num_pictures)
+        num_epochs = math.ceil(self.num_steps(num_pictures) / per_epoch)
+        shown = per_epoch * min(self.batch_size, num_pictures)
+        balanced = min(math.ceil(num_validation / shown), num_epochs // FEWEST_VALIDATIONS)
+        return max(1, balanced, math.ceil(num_epochs / MOST_VALIDATIONS))
+
     @property
     def batch_scale(self) -> float:
         """What the learning rate is multiplied by for the batch size."""
@@ -240,9 +254,9 @@ class Options:
     grad_checkpointing: bool = False
     """Compute each layer's activations again in backward: less memory, about a third more time."""
     checkpoint_minutes: float = 5.0
-    """A checkpoint is saved at the end of each epoch, and whenever this much time has passed."""
+    """A checkpoint is saved after each validation, and whenever this much time has passed."""
     checkpoint_steps: Annotated[int | None, DEFAULT_TOLD] = None
-    """... and every so many steps. Default: by time and epoch alone."""
+    """... and every so many steps. Default: by time and validation alone."""
     keep_checkpoints: int = 2
     """Checkpoints that are kept, besides that of the best epoch; the one before serves when the newest is damaged."""
     deterministic: bool = False

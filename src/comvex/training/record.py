@@ -40,7 +40,7 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass
 class EpochSums:
-    """What one process sums over the steps of an epoch; in checkpoints too, so that an epoch can be resumed."""
+    """What one process sums over the steps of a row of the metrics; in checkpoints too, so that it can be resumed."""
 
     loss: float = 0.0
     num_pictures: int = 0
@@ -69,9 +69,10 @@ class EpochSums:
 class RunRecord:
     """The record of one run, in memory and in its folder; every process has it, the first one writes.
 
-    ``history`` has a row per epoch (metrics.csv), ``timing`` likewise (timing.csv), ``heads`` one per epoch, layer and
-    head, from epoch 0 on, which is before the first step (heads.csv), ``unreadable`` a message for each picture that
-    could not be read. What a resumed run needs of it is in every checkpoint, so that no line is lost or doubled.
+    ``history`` has a row per epoch with a validation (metrics.csv), ``timing`` likewise (timing.csv), ``heads`` one per
+    such epoch, layer and head, from epoch 0 on, which is before the first step (heads.csv), ``unreadable`` a message
+    for each picture that could not be read. What a resumed run needs of it is in every checkpoint, so that no line is
+    lost or doubled.
     """
 
     def __init__(self, out: Path, plan: Plan) -> None:
@@ -123,7 +124,7 @@ class RunRecord:
             except UserError as error:
                 self.restore_weights(learner, error)
         learner.load(checkpoint.tensors, state["learner"])
-        self.heads = read_heads(self.out / run_folder.HEADS, epochs=len(self.history))
+        self.heads = read_heads(self.out / run_folder.HEADS, epochs=self.history[-1]["epoch"] if self.history else 0)
         self.unreadable = dict.fromkeys(state["unreadable"])
         self.epoch_start = time.perf_counter() - state["epoch_seconds"]
         LOGGER.info("resumed at step %d", step)
@@ -194,14 +195,24 @@ class RunRecord:
         self.show_heads_on_board(heads, step=0)
 
     def end_epoch(
-        self, learner: Learner, sums: EpochSums, evaluation: Evaluation, *, step: int, heads: list[dict[str, Any]]
+        self,
+        learner: Learner,
+        sums: EpochSums,
+        evaluation: Evaluation,
+        *,
+        epoch: int,
+        step: int,
+        heads: list[dict[str, Any]],
     ) -> None:
-        """Write down an epoch, and its weights if they are selected; ``heads`` has a row per layer and head."""
+        """Write down the epochs since the last row, and the weights if they are selected.
+
+        ``sums`` are of all of them, ``evaluation`` is of after the last; ``heads`` has a row per layer and head.
+        """
         loss, num_pictures = self.ranks.sum([sums.loss, sums.num_pictures])
         self.share_unreadable()
         self.add_unreadable(evaluation.unreadable)
         row = {
-            "epoch": len(self.history) + 1,
+            "epoch": epoch,
             "step": step,
             "learning_rate": learner.learning_rate,
             "train_loss": loss / max(1, num_pictures),

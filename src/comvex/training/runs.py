@@ -114,7 +114,7 @@ def read_figures(run: Path) -> dict[str, Any]:
         "state": describe_state(summary is not None, step, num_steps),
         "step": step,
         "num_steps": num_steps,
-        "epochs": len(metrics),
+        "epochs": metrics[-1]["epoch"] if metrics else 0,
         **validation_figures(metrics, summary),
         **(summary_figures(summary) if summary is not None else timing_figures(timing)),
     }
@@ -152,8 +152,9 @@ def validation_figures(metrics: Sequence[dict[str, Any]], summary: dict[str, Any
     if not metrics:
         return {}
     criterion = next(name for name in CRITERIA if f"val_{name}" in metrics[0])
-    values = [float(row[f"val_{criterion}"]) for row in metrics]
-    return {"criterion": criterion, "val": values[summary["best_epoch"] - 1] if summary is not None else max(values)}
+    values = {row["epoch"]: float(row[f"val_{criterion}"]) for row in metrics}
+    val = values[summary["best_epoch"]] if summary is not None else max(values.values())
+    return {"criterion": criterion, "val": val}
 
 
 def summary_figures(summary: dict[str, Any]) -> dict[str, Any]:

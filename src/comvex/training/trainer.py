@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -131,6 +132,7 @@ def train_steps(plan: Plan, learner: Learner, record: RunRecord, stop: StopReque
     watched = watched_pictures(plan) if ranks.first else torch.empty(0)
     if ranks.first and step == 0:
         record.begin(head_figures(learner.evaluated, watched))
+    steps_per_validation = plan.epochs_per_validation * order.steps_per_epoch
     progress = RunProgress(
         num_steps, start=step, per_epoch=order.steps_per_epoch, batch_size=recipe.batch_size, enabled=ranks.first
     )
@@ -154,14 +156,15 @@ def train_steps(plan: Plan, learner: Learner, record: RunRecord, stop: StopReque
                 except NotFiniteError as error:
                     raise keep_failure(record.out, error, learner, micro_batches, plan.data.train, step=step) from error
             finished = step == num_steps
-            epoch_ends = finished or step % order.steps_per_epoch == 0
-            if epoch_ends:
+            validating = finished or step % steps_per_validation == 0
+            if validating:
                 evaluation = evaluate_part(learner.evaluated, plan, "val")
                 heads = head_figures(learner.evaluated, watched) if ranks.first else []
-                record.end_epoch(learner, sums, evaluation, step=step, heads=heads)
+                epoch = math.ceil(step / order.steps_per_epoch)
+                record.end_epoch(learner, sums, evaluation, epoch=epoch, step=step, heads=heads)
                 sums = EpochSums()
                 finished = finished or record.should_stop()
-            if epoch_ends or saving or stopping or step % (options.checkpoint_steps or num_steps) == 0:
+            if validating or saving or stopping or step % (options.checkpoint_steps or num_steps) == 0:
                 record.save_checkpoint(learner, sums, step=step)
                 last_saved = time.monotonic()
             if stopping and not finished:
