@@ -100,7 +100,7 @@ def train_steps(plan: Plan, vit: Any) -> tuple[dict[str, Any], list[dict[str, An
     vit.train()
     for step, batch in enumerate(training_batches(plan, order), start=1):
         learner.step(step, [batch], num_pictures=len(batch.labels))
-        if step % order.steps_per_epoch and step != plan.num_steps:
+        if step % (plan.epochs_per_validation * order.steps_per_epoch) and step != plan.num_steps:
             continue
         evaluation = evaluate_part(learner.evaluated, plan, "val")
         top1 = evaluation.scores.summary()["top1"]

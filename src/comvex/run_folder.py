@@ -165,5 +165,5 @@ def best_weights(run: Path) -> Path:
     if not (run / BEST_WEIGHTS).is_file():
         if (run / METRICS).exists():
             raise UserError(f"{run / BEST_WEIGHTS} is missing: the run's comvex train writes it again when repeated.")
-        raise UserError(f"The run {run} has no weights yet: its first epoch is not finished.")
+        raise UserError(f"The run {run} has no weights yet: it has not come to its first validation.")
     return run / BEST_WEIGHTS

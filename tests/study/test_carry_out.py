@@ -24,11 +24,13 @@ from comvex.data.sources import open_data
 from comvex.errors import UserError
 from comvex.files import read_table
 from comvex.study import carry_out as carrying_out
+from comvex.study import plan
 from comvex.study.carry_out import carry_out, duration, progress_line, report_all, seconds_left
 from comvex.study.pictures import fitting_fractions, look_through
 from comvex.study.plan import STANDARD, Study
+from comvex.study.report import command
 from comvex.study.results import RUNS, read_result
-from comvex.study.study_file import alone_in
+from comvex.study.study_file import alone_in, begin
 from comvex.training import trainer
 from comvex.training.build import build_model
 from comvex.training.recipe import Architecture, Options, Recipe
@@ -369,6 +371,24 @@ def test_a_finished_study_s_command_is_repeated_without_its_pictures_and_takes_i
     assert command.run() == 0
     assert "convit, 40 % (" in (told := capsys.readouterr().out)
     assert "plain, 100 %" not in told
+
+
+def test_a_study_keeps_the_length_that_it_was_begun_with_and_its_report_s_command_names_it(tmp_path, monkeypatch):
+    out = tmp_path / "study"
+    asked = dataclasses.replace(STUDY, recipe=dataclasses.replace(STANDARD, data="digits"))
+    begun, noted = begin(asked, out)
+    assert begun.recipe.epochs == noted["recipe"]["epochs"] == 312  # 400,000 pictures, 20 batches of 64 each
+    assert "--epochs 312 " in command(begun, out)
+    monkeypatch.setattr(plan, "SHOWN", 1_000)  # as another version might have it
+    assert begin(asked, out)[0] == begun
+    assert begin(begun, out)[0] == begun
+    with pytest.raises(UserError, match=r"has another study \(epochs: 312 -> 311\)"):
+        begin(dataclasses.replace(asked, recipe=dataclasses.replace(asked.recipe, epochs=311)), out)
+    noted["recipe"]["epochs"] = None  # as the version before noted it
+    (out / "study.json").write_text(json.dumps(noted))
+    assert begin(asked, out)[0] == asked
+    by_steps = dataclasses.replace(asked, recipe=dataclasses.replace(asked.recipe, steps=4))
+    assert begin(by_steps, tmp_path / "other")[0] == by_steps
 
 
 def test_a_worker_reports_on_what_another_one_has_added_meanwhile(undisturbed, tmp_path, monkeypatch):

@@ -110,7 +110,14 @@ def test_a_run_that_still_rises_is_told_from_one_at_its_plateau():
         "| ConViT | 100 (10 %) | 10 | +20.00 | 100 % |",
         "| plain ViT | 100 (10 %) | 10 | +0.00 | 10 % |",
     ]
+    assert (
+        lines[2] == "Means over the seeds, of the validation pictures; each run went down to the lowest learning rate:"
+    )
     assert "atience" not in " ".join(lines)
+    both = [rising, dataclasses.replace(flat, seed=1, ended_early=True)]
+    lines = plateau_lines(study, both, summarise(both))
+    assert lines[2] == "Means over the seeds, of the validation pictures:"
+    assert lines[6] == "| ConViT | 100 (10 %) | 10 | +10.00 ± 14.14 | 55 % |"
     assert plateau_lines(study, RESULTS, summarise(RESULTS)) == []  # of two epochs each
 
 
@@ -161,9 +168,9 @@ def test_the_report_says_how_many_steps_a_fraction_has(stretch):
     }
     assert steps == {0.0: 300, 0.3: round(600 * 0.5**0.7), 1.0: 600}[stretch]
     assert told[stretch] in (text := words(study, RESULTS))
-    assert "epochs are those" not in text
+    assert "epochs are" not in text
     by_epochs = dataclasses.replace(study, recipe=Recipe(epochs=3))
-    assert "A fraction's epochs are those of all pictures times (1 / fraction)" in (text := words(by_epochs, RESULTS))
+    assert "A fraction's epochs are the 3 of all pictures times (1 / fraction)" in (text := words(by_epochs, RESULTS))
     assert "fewer where an epoch" not in text
     more_steps = {0.0: "twice the pictures have 2.00 times the steps", 0.3: "twice the pictures have 1.62 times"}
     assert more_steps.get(stretch, "(1 / fraction).") in text

@@ -83,6 +83,9 @@ def test_steps_follow_from_epochs_or_from_the_number_of_pictures():
         ({"steps": 4000}, 640, 1281, 3),
         ({"steps": 4000}, 700, 1280, 2),  # an epoch shows 640 of them
         ({}, 50, 0, 1),
+        ({"epochs": 6250, "patience": 79}, 50, 1000, 15),  # so that patience is five validations at least
+        ({"epochs": 6250, "patience": 1000}, 50, 1000, 20),
+        ({"epochs": 6250, "patience": 3}, 50, 1000, 1),
     ],
 )
 def test_validation_takes_no_more_pictures_than_training_where_it_is_often_enough(

@@ -20,9 +20,9 @@ class RunStudy:
     """Find out by many runs how few pictures ConViT needs, or which of its parts matters.
 
     All runs have the same recipe, whose settings are those of comvex train; --epochs are those of all pictures, by
-    default as many as show 400,000 of them, since in short runs ConViT leads by learning faster. The study itself sets
-    --fraction, --seed, --split-seed and the switches of GPSA, and refuses them, as it does --weights and --no-test.
-    The last epoch of each run is tested; --patience wants --select best.
+    default as many as show 400,000 of them, at least ten: in short runs ConViT may lead by learning faster. The study
+    itself sets --fraction, --seed, --split-seed and the switches of GPSA, and refuses them, as it does --weights and
+    --no-test. The last epoch of each run is tested; --patience wants --select best.
 
     Stop it whenever you like and repeat the command to go on; the same command in several terminals, or on several
     machines with one disk, shares the runs out among them: give each --threads, so that together they have no more

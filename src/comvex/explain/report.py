@@ -230,7 +230,7 @@ def draw_course(course: Sequence[dict[str, Any]], out: Path, *, title: str) -> l
     draw_heads(course, out / "training.png", title=title)
     return [Figure(
         out / "training.png", "Over the epochs of training",
-        "Gates and non-locality before the first step, at 0, and at the end of each epoch, on the same few validation "
+        "Gates and non-locality before the first step, at 0, and at each validation, on the same few validation "
         "pictures. The axes show the range that occurs.",
     )]  # fmt: skip
 

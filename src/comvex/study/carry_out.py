@@ -44,7 +44,7 @@ def carry_out(study: Study, out: Path, *, options: Options | None = None, poll: 
         )
     if told_num() > 1:
         raise UserError("A study does not run under torchrun: repeat its command in several terminals instead.")
-    noted = begin(study, out)
+    study, noted = begin(study, out)
     tell_absent_classes(study, noted)
     num_pictures = noted["num_pictures"]
     runs = study.runs(num_pictures)

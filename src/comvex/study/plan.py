@@ -47,8 +47,8 @@ many.
 """
 
 SHOWN = 400_000
-"""Pictures that a run of all pictures shows unless told otherwise: five times what comvex train does, for in shorter
-runs ConViT's lead is in part that it learns faster."""
+"""Pictures that a run of all pictures shows unless told otherwise, in at least ten epochs: where there are up to 8,000
+five times what comvex train does, for in shorter runs ConViT's lead may be in part that it learns faster."""
 
 SWITCHES = ("use_gpsa", "train_gates", "convolutional_init", "freeze_positional")
 
@@ -120,6 +120,13 @@ class Study:
     def architectures(self) -> list[str]:
         """Names of what is compared, ConViT first."""
         return list(VARIANTS[self.kind])
+
+    def settled(self, num_pictures: int) -> Study:
+        """With the epochs that the recipe leaves open, for data with that many training pictures at a fraction of 1."""
+        if self.recipe.epochs is not None or self.recipe.steps is not None:
+            return self
+        epochs = self.recipe.num_epochs(num_pictures, shown=SHOWN)
+        return dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, epochs=epochs))
 
     def runs(self, num_pictures: int) -> list[PlannedRun]:
         """All runs, for data with that many training pictures at a fraction of 1.

@@ -291,11 +291,13 @@ def length_line(study: Study, results: Sequence[Result]) -> str:
     """How long the runs of a fraction are; see ``plan.length``."""
     steps, stretch = study.recipe.steps, study.stretch
     if steps is None:
+        epochs = study.recipe.epochs
+        all_pictures = "those of all pictures" if epochs is None else f"the {epochs} of all pictures"
         power = "" if stretch == 1 else f" to the power {stretch:g}"
         fewer = min(result.num_pictures for result in results) < study.recipe.batch_size
         exception = ", fewer where an epoch has less than a batch" if fewer else ""
         rest = f", so that twice the pictures have {2 ** (1 - stretch):.2f} times the steps" if stretch < 1 else ""
-        return f"A fraction's epochs are those of all pictures times (1 / fraction){power}{rest}{exception}."
+        return f"A fraction's epochs are {all_pictures} times (1 / fraction){power}{rest}{exception}."
     if stretch == 1:
         return f"Every fraction has {steps} steps."
     power = "" if stretch == 0 else f" to the power {1 - stretch:g}"
@@ -306,17 +308,19 @@ def plateau_lines(study: Study, results: Sequence[Result], summaries: Sequence[S
     """Whether the runs were still learning when they ended, in Markdown; nothing where all are of a few epochs."""
     lines = []
     told = [each for each in summaries if each.late_change is not None and each.least_loss_at is not None]
+    ended_early = sum(result.ended_early for result in results)
     if told:
         lines += [
             "## Were the runs long enough?",
             "",
-            "Each run goes down to the lowest learning rate. Means over the seeds, of the validation pictures:",
+            "Means over the seeds, of the validation pictures"
+            + (":" if ended_early else "; each run went down to the lowest learning rate:"),
             "",
             "| architecture | pictures | steps | top-1 late, points | loss least after |",
             "| --- | ---: | ---: | ---: | ---: |",
             *(
                 f"| {label(each.architecture)} | {each.num_pictures:,.0f} ({100 * each.fraction:g} %) "
-                f"| {each.steps:,.0f} | {each.late_change:+.2f} | {100 * (each.least_loss_at or 0):.0f} % |"
+                f"| {each.steps:,.0f} | {late_words(each)} | {100 * (each.least_loss_at or 0):.0f} % |"
                 for each in told
             ),
             "",
@@ -328,13 +332,18 @@ def plateau_lines(study: Study, results: Sequence[Result], summaries: Sequence[S
             "",
         ]
     if study.recipe.patience is not None:
-        early = sum(result.ended_early for result in results)
         lines += [
             f"Patience of {study.recipe.patience} epochs of all pictures (times what epochs are multiplied by) ended "
-            f"{early} of the {len(results)} runs before their last step.",
+            f"{ended_early} of the {len(results)} runs before their last step.",
             "",
         ]
     return lines
+
+
+def late_words(summary: Summary) -> str:
+    """The late change of the accuracy with its deviation over the seeds, where there is one: +0.41 ± 0.30."""
+    deviation = "" if summary.late_deviation is None else f" ± {summary.late_deviation:.2f}"
+    return f"{summary.late_change:+.2f}{deviation}"
 
 
 def command(study: Study, out: Path) -> str:

@@ -93,6 +93,8 @@ class Summary:
     """Mean of a run."""
     late_change: float | None
     """Mean of those of its runs that have one, in percentage points."""
+    late_deviation: float | None
+    """Standard deviation over them; None for less than two."""
     least_loss_at: float | None
     """Mean of those of its runs that have one."""
 
@@ -166,6 +168,7 @@ def summary(group: Sequence[Result]) -> Summary:
         seconds=statistics.mean(result.seconds for result in group),
         steps=statistics.mean(result.steps for result in group),
         late_change=statistics.mean(late_changes) if late_changes else None,
+        late_deviation=statistics.stdev(late_changes) if len(late_changes) > 1 else None,
         least_loss_at=statistics.mean(places) if places else None,
     )
 

@@ -22,22 +22,26 @@ from comvex.training.recipe import differences
 FORMAT = 2
 
 
-def begin(study: Study, out: Path) -> dict[str, Any]:
-    """Make sure that the study may use this folder, and note there what it is; returns what is noted.
+def begin(study: Study, out: Path) -> tuple[Study, dict[str, Any]]:
+    """Make sure that the study may use this folder, and note there what it is.
 
-    The fractions and seeds noted are all that the folder was ever asked for. The pictures are looked through unless all
-    runs are finished. Raises ``ValueError`` if the folder holds something else or another study, or the pictures are
-    none that a study can be made with, or no longer those that it was begun with.
+    Returns the study with the epochs that it left open, and what is noted: of fractions and seeds all that the folder
+    was ever asked for. The pictures are looked through unless all runs are finished.
+
+    Raises ``ValueError`` if the folder holds something else or another study, or the pictures are none that a study can
+    be made with, or no longer those that it was begun with.
     """
     file = out / run_folder.STUDY
     if out.exists() and not file.exists() and (not out.is_dir() or not holds_leftovers_alone(out)):
         raise UserError(f"{out} holds something else than a study: choose another --out.")
     stored = read_study(file) if file.exists() else None
     if stored is not None:
+        study = with_noted_epochs(study, stored)
         check_same(study, stored, out)
     pictures = None
     if stored is None or any(read_result(run, out) is None for run in study.runs(stored["num_pictures"])):
         pictures = look_through(study)
+        study = study.settled(pictures.num) if stored is None else study
     with alone_in(out):
         if file.exists():  # perhaps only now, of another worker
             stored = read_study(file)
@@ -46,7 +50,15 @@ def begin(study: Study, out: Path) -> dict[str, Any]:
             check_same_pictures(study, pictures, stored, out)
         content = merged(study, pictures, stored)
         write_text(file, json.dumps(content, indent=2) + "\n")
-    return content
+    return study, content
+
+
+def with_noted_epochs(study: Study, stored: dict[str, Any]) -> Study:
+    """A study that leaves its epochs open with those that its folder has noted, which may be another version's."""
+    recipe, noted = study.recipe, stored["recipe"]
+    if recipe.epochs is not None or recipe.steps is not None or noted["steps"] is not None:
+        return study
+    return dataclasses.replace(study, recipe=dataclasses.replace(recipe, epochs=noted["epochs"]))
 
 
 def noted_fractions(out: Path) -> tuple[float, ...]:

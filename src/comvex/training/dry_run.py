@@ -48,7 +48,7 @@ def dry_run(recipe: Recipe, folder: Path, *, options: Options) -> str:
             f"  {data.name}: {len(data.classes)} classes, {len(data.train)} training, "
             f"{len(data.val or ())} validation, {len(data.test or ())} test pictures",
             *(f"  {note}" for note in data.notes),
-            f"  {plan.num_steps} steps in {plan.num_steps / per_epoch:.4g} epochs, on {plan.device}",
+            f"  {plan.num_steps} steps in {plan.num_steps / per_epoch:.4g} epochs{plan.validated}, on {plan.device}",
             f"Figures: {folder / 'samples.png'}, {folder / 'schedule.png'}",
         ]
     )

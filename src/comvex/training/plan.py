@@ -36,11 +36,10 @@ class Plan:
         channels = {1: "grey", 3: "RGB"}.get(self.preprocessing.channels, f"{self.preprocessing.channels} channels")
         kind = " (multi-label)" if data.multi_label else ""
         processes = f", {self.ranks.num} processes" if self.ranks.num > 1 else ""
-        rarely = f", validated every {self.epochs_per_validation} epochs" if self.epochs_per_validation > 1 else ""
         return (
             f"{data.name}: {len(data.classes)} classes{kind}, {len(data.train)} training, {len(data.val or ())} "
             f"validation, {len(data.test or ())} test pictures; {self.num_parameters} parameters, {height} x {width} "
-            f"pixels, {channels}; {self.num_steps} steps on {self.device}{processes}{rarely}"
+            f"pixels, {channels}; {self.num_steps} steps on {self.device}{processes}{self.validated}"
         )
 
     @property
@@ -52,6 +51,11 @@ class Plan:
     def epochs_per_validation(self) -> int:
         """Epochs from one row of the metrics to the next."""
         return self.recipe.epochs_per_validation(len(self.data.train), len(self.data.val or ()))
+
+    @property
+    def validated(self) -> str:
+        """How often, where that is not after each epoch."""
+        return f", validated every {self.epochs_per_validation} epochs" if self.epochs_per_validation > 1 else ""
 
 
 def make_plan(recipe: Recipe, options: Options, device: torch.device, ranks: Ranks) -> Plan:

@@ -104,7 +104,8 @@ class Recipe:
     model: Architecture = field(default_factory=Architecture)
     augment: Augmentation = field(default_factory=Augmentation)
     epochs: Annotated[int | None, DEFAULT_TOLD] = None
-    """Passes over the training pictures. Default: as many as show 80,000 pictures, at least 10 and at most 1,000."""
+    """Passes over the training pictures. Default: as many as show 80,000 pictures (in a study 400,000), at least 10 and
+    at most 1,000."""
     steps: Annotated[int | None, DEFAULT_TOLD] = None
     """Training steps; if given they count, and not epochs and cool-down."""
     batch_size: int = 64
@@ -211,14 +212,16 @@ class Recipe:
     def epochs_per_validation(self, num_pictures: int, num_validation: int) -> int:
         """Epochs from one validation to the next, for that many training and validation pictures.
 
-        One, unless the run has more than ``FEWEST_VALIDATIONS`` epochs and an epoch fewer pictures than the validation:
-        then so many that they show about as many. A run has at most ``MOST_VALIDATIONS``.
+        One, unless an epoch has fewer pictures than the validation: then so many that they show about as many, but the
+        run still has ``FEWEST_VALIDATIONS``. It has at most ``MOST_VALIDATIONS``. Patience lasts five validations or
+        more, if it has as many epochs.
         """
         per_epoch = self.steps_per_epoch(num_pictures)
         num_epochs = math.ceil(self.num_steps(num_pictures) / per_epoch)
         shown = per_epoch * min(self.batch_size, num_pictures)
         balanced = min(math.ceil(num_validation / shown), num_epochs // FEWEST_VALIDATIONS)
-        return max(1, balanced, math.ceil(num_epochs / MOST_VALIDATIONS))
+        every = max(balanced, math.ceil(num_epochs / MOST_VALIDATIONS))
+        return max(1, every if self.patience is None else min(every, self.patience // 5))
 
     @property
     def batch_scale(self) -> float:

@@ -39,7 +39,7 @@ class Run:
     """Of the last checkpoint."""
     num_steps: int | None = None
     epochs: int | None = None
-    """Epochs that are complete."""
+    """Complete at its last validation."""
     criterion: str | None = None
     """What val and test are: "top1", or for several labels a picture "map", the mean average precision."""
     val: float | None = None
