@@ -30,6 +30,7 @@ class RunStudy:
 
     OUT/report.md has the table, the figures and how they were measured; results.csv has every run.
 
+      comvex study sample-efficiency --data FOLDER --dry-run            # how many runs, how long
       comvex study sample-efficiency --data FOLDER --out studies/mine   # ConViT and a plain ViT on 1 to 100 %
       comvex study ablation --data FOLDER --out studies/parts           # the paper's Table 3
     """
@@ -48,6 +49,9 @@ class RunStudy:
     stretch: float = 1.0
     """Epochs of a fraction are multiplied by (1 / fraction) to this power. 1, as in the paper, gives every fraction as
     many steps; 0.5 is much shorter, where few pictures are learnt sooner."""
+    dry_run: bool = False
+    """Train nothing: tell the runs, their lengths, and how long they would take, from some steps of each
+    architecture."""
     json: bool = False
     """Print the figures as one JSON object on standard output, and nothing else there."""
 
@@ -64,6 +68,12 @@ class RunStudy:
             for sentence in left_out:
                 print(f"study: {sentence}", file=sys.stderr)
         study = Study(self.kind, self.recipe, fractions, self.seeds, self.stretch)
+        if self.dry_run:
+            from comvex.study.dry_run import describe_dry_run, dry_run
+
+            outline = dry_run(study, out, options=self.options)
+            print(json.dumps(outline) if self.json else describe_dry_run(outline))
+            return 0
         try:
             report = carry_out(study, out, options=self.options)
         except StoppedError as stopped:

@@ -38,12 +38,7 @@ def carry_out(study: Study, out: Path, *, options: Options | None = None, poll: 
     others are finished, for runs that failed; and ``StoppedError``, after a checkpoint, if a signal asks for a stop.
     """
     options = options or Options()
-    if options.overwrite:
-        raise UserError(
-            "overwrite is True: a study does not start runs again; remove its folder or take another --out."
-        )
-    if told_num() > 1:
-        raise UserError("A study does not run under torchrun: repeat its command in several terminals instead.")
+    check_way(options)
     study, noted = begin(study, out)
     tell_absent_classes(study, noted)
     num_pictures = noted["num_pictures"]
@@ -78,6 +73,16 @@ def carry_out(study: Study, out: Path, *, options: Options | None = None, poll: 
             f"{len(failed)} of {len(runs)} runs failed, the others are finished; the first that did is {name}: {error}"
         )
     return report
+
+
+def check_way(options: Options) -> None:
+    """Raises ``ValueError`` for ways to carry out a study that there are not."""
+    if options.overwrite:
+        raise UserError(
+            "overwrite is True: a study does not start runs again; remove its folder or take another --out."
+        )
+    if told_num() > 1:
+        raise UserError("A study does not run under torchrun: repeat its command in several terminals instead.")
 
 
 def tell_absent_classes(study: Study, noted: dict[str, Any]) -> None:
