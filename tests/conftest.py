@@ -14,6 +14,7 @@ from torch import nn
 
 from commands import start_server
 from comvex.training.recipe import Architecture, Recipe
+from comvex.training.step import Learner, StepResult
 from comvex.training.trainer import train
 from made_pictures import multi_label_recipe, shape_pictures
 
@@ -54,6 +55,26 @@ def unchanged() -> Callable[[nn.Module], AbstractContextManager[None]]:
             assert tensor._version == version, name
 
     return watch
+
+
+@pytest.fixture
+def broken_off_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """``with broken_off_at(12): train(...)`` ends the training before that step, without a checkpoint of its own."""
+    original = Learner.step
+
+    @contextmanager
+    def broken_off(at: int) -> Iterator[None]:
+        def step(learner: Learner, number: int, *arguments: Any, **options: Any) -> StepResult:
+            if number == at:
+                raise KeyboardInterrupt
+            return original(learner, number, *arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Learner, "step", step)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return broken_off
 
 
 @pytest.fixture(scope="session")

@@ -68,6 +68,8 @@ def test_the_figures_of_the_study_are_those_of_its_recorded_runs():
     results = [result for run in runs if (result := read_result(run, folder)) is not None]
     top1 = {(each.architecture, each.fraction): each.top1 for each in summarise(results)}
     compared = {comparison.fraction: comparison for comparison in compare(results)}
+    for comparison in (compared[0.01], compared[0.1]):
+        assert not any(factor.bound for factor in (comparison.factor, *comparison.factors))  # told as figures
     factors = {fraction: comparison.factor.value for fraction, comparison in compared.items()}
     leads = [statistics.mean(comparison.leads) for comparison in compared.values()]
     told = " ".join(README.split())

@@ -55,6 +55,8 @@ def test_a_dry_run_of_a_begun_study_counts_what_is_left_and_refuses_what_the_stu
     other = dataclasses.replace(STUDY, recipe=dataclasses.replace(RECIPE, learning_rate=0.1))
     with pytest.raises(UserError, match="has another study"):
         dry_run(other, out, options=OPTIONS)
+    with pytest.raises(UserError, match="holds something else than a study"):
+        dry_run(STUDY, tmp_path, options=OPTIONS)
     with pytest.raises(UserError, match="overwrite is True"):
         dry_run(STUDY, out, options=Options(overwrite=True))
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before

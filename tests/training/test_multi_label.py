@@ -15,7 +15,6 @@ from comvex.data.sources import open_data
 from comvex.inference.run_evaluation import evaluate_run
 from comvex.training.best_epoch import best_epoch
 from comvex.training.recipe import Options
-from comvex.training.step import Learner, StepResult
 from comvex.training.trainer import train
 from made_pictures import multi_label_recipe, shape_pictures
 
@@ -81,22 +80,13 @@ def test_a_model_is_not_evaluated_on_labels_of_the_other_kind(multi_label_run, s
         evaluate_run(small_run, data=several)
 
 
-def test_a_run_stopped_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+def test_a_run_stopped_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(broken_off_at, tmp_path):
     recipe = replace(multi_label_recipe(shape_pictures(tmp_path / "pictures", num=100)), epochs=2)
     recipe = replace(recipe, model=replace(recipe.model, drop_path=0.1, attention_dropout=0.1))
     train(recipe, tmp_path / "whole")
 
-    step = Learner.step
-
-    def stop_at_twelfth(learner: Learner, number: int, *arguments, **options) -> StepResult:
-        if number == 12:
-            raise KeyboardInterrupt
-        return step(learner, number, *arguments, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "step", stop_at_twelfth)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, tmp_path / "stopped", options=Options(checkpoint_steps=1))
+    with broken_off_at(12):
+        train(recipe, tmp_path / "stopped", options=Options(checkpoint_steps=1))
     train(recipe, tmp_path / "stopped")
     assert "resumed at step 11" in (tmp_path / "stopped" / "log.txt").read_text()
     metrics = [(tmp_path / run / "metrics.csv").read_bytes() for run in ("stopped", "whole")]

@@ -18,7 +18,6 @@ from comvex.cli import main
 from comvex.files import read_table
 from comvex.training.recipe import Architecture, Options, Recipe
 from comvex.training.runs import list_runs, recipe_differences
-from comvex.training.step import Learner
 from comvex.training.trainer import train
 
 
@@ -46,17 +45,9 @@ def test_a_run_of_several_labels_a_picture_has_its_mean_average_precision(multi_
     assert run.val == read_table(multi_label_run / "metrics.csv")[summary["best_epoch"] - 1]["val_map"]
 
 
-def test_a_run_that_was_stopped_says_how_far_it_has_come(tmp_path, monkeypatch):
-    step = Learner.step
-
-    def stop_after_fifty(learner: Learner, number: int, *arguments, **options):
-        if number == 51:
-            raise KeyboardInterrupt
-        return step(learner, number, *arguments, **options)
-
-    monkeypatch.setattr(Learner, "step", stop_after_fifty)
+def test_a_run_that_was_stopped_says_how_far_it_has_come(broken_off_at, tmp_path):
     recipe = Recipe(model=Architecture(dim=32, num_local_layers=1, num_nonlocal_layers=1), epochs=10, batch_size=64)
-    with pytest.raises(KeyboardInterrupt):
+    with broken_off_at(51):
         train(recipe, tmp_path / "run", options=Options(checkpoint_steps=24))
     [run] = list_runs(tmp_path)
     assert (run.state, run.step, run.num_steps, run.epochs) == ("at step 48 of 200", 48, 200, 2)

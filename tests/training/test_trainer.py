@@ -31,7 +31,6 @@ from comvex.training.plan import make_plan
 from comvex.training.ranks import Ranks
 from comvex.training.recipe import Architecture, Options, Recipe
 from comvex.training.runs import list_runs
-from comvex.training.step import Learner
 from comvex.training.trainer import begin_folder, train
 
 SMALL = Architecture(dim=32, num_local_layers=1, num_nonlocal_layers=1, drop_path=0.1, attention_dropout=0.1)
@@ -96,7 +95,7 @@ def more_validation_than_training(tmp_path) -> Path:
 
 
 def test_a_run_of_many_short_epochs_validates_now_and_then_and_stopped_between_two_ends_the_same(
-    more_validation_than_training, tmp_path, monkeypatch
+    more_validation_than_training, broken_off_at, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("comvex.training.recipe.FEWEST_VALIDATIONS", 10)  # which takes a tenth of the time of 100
     recipe = replace(
@@ -117,17 +116,8 @@ def test_a_run_of_many_short_epochs_validates_now_and_then_and_stopped_between_t
     [best] = [row for row in rows if row["epoch"] == summary["best_epoch"]]
     assert (run.epochs, run.val) == (23, best["val_top1"])
 
-    step = Learner.step
-
-    def broken_off(learner: Learner, number: int, *arguments, **options):
-        if number == 16:
-            raise KeyboardInterrupt
-        return step(learner, number, *arguments, **options)
-
-    with monkeypatch.context() as context:
-        context.setattr(Learner, "step", broken_off)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, tmp_path / "resumed", options=Options(checkpoint_steps=5))
+    with broken_off_at(16):
+        train(recipe, tmp_path / "resumed", options=Options(checkpoint_steps=5))
     assert "step-00000015" in str(sorted((tmp_path / "resumed" / "checkpoints").iterdir())[-1])
     train(recipe, tmp_path / "resumed")
     same_files(

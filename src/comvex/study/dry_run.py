@@ -9,14 +9,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from comvex import run_folder
 from comvex.device import choose_device
 from comvex.study.carry_out import check_way, duration
 from comvex.study.figures import label
 from comvex.study.pictures import look_through
 from comvex.study.plan import Study
 from comvex.study.results import read_result
-from comvex.study.study_file import check_same, read_study, with_noted_epochs
+from comvex.study.study_file import check_same_pictures, noted_study
 from comvex.training.plan import make_plan
 from comvex.training.ranks import Ranks
 from comvex.training.recipe import Options, Recipe, recipe_words
@@ -33,12 +32,10 @@ def dry_run(study: Study, out: Path, *, options: Options) -> dict[str, Any]:
     Returns plain values for JSON. Raises ``ValueError`` for whatever would keep the study from starting.
     """
     check_way(options)
-    file = out / run_folder.STUDY
+    study, stored = noted_study(study, out)
     pictures = look_through(study)
-    if file.exists():
-        stored = read_study(file)
-        study = with_noted_epochs(study, stored)
-        check_same(study, stored, out)
+    if stored is not None:
+        check_same_pictures(study, pictures, stored, out)
     study = study.settled(pictures.num)
     runs = study.runs(pictures.num)
     finished = {run.name for run in runs if read_result(run, out) is not None}

@@ -32,12 +32,7 @@ def begin(study: Study, out: Path) -> tuple[Study, dict[str, Any]]:
     be made with, or no longer those that it was begun with.
     """
     file = out / run_folder.STUDY
-    if out.exists() and not file.exists() and (not out.is_dir() or not holds_leftovers_alone(out)):
-        raise UserError(f"{out} holds something else than a study: choose another --out.")
-    stored = read_study(file) if file.exists() else None
-    if stored is not None:
-        study = with_noted_epochs(study, stored)
-        check_same(study, stored, out)
+    study, stored = noted_study(study, out)
     pictures = None
     if stored is None or any(read_result(run, out) is None for run in study.runs(stored["num_pictures"])):
         pictures = look_through(study)
@@ -51,6 +46,22 @@ def begin(study: Study, out: Path) -> tuple[Study, dict[str, Any]]:
         content = merged(study, pictures, stored)
         write_text(file, json.dumps(content, indent=2) + "\n")
     return study, content
+
+
+def noted_study(study: Study, out: Path) -> tuple[Study, dict[str, Any] | None]:
+    """The study as its folder goes on with it, and what is noted there, None if nothing is yet.
+
+    Raises ``ValueError`` if the folder holds something else or another study.
+    """
+    file = out / run_folder.STUDY
+    if not file.exists():
+        if out.exists() and (not out.is_dir() or not holds_leftovers_alone(out)):
+            raise UserError(f"{out} holds something else than a study: choose another --out.")
+        return study, None
+    stored = read_study(file)
+    study = with_noted_epochs(study, stored)
+    check_same(study, stored, out)
+    return study, stored
 
 
 def with_noted_epochs(study: Study, stored: dict[str, Any]) -> Study:
