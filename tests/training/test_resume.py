@@ -161,15 +161,17 @@ def test_a_checkpoint_damaged_by_hand_is_passed_over(undisturbed, tmp_path):
     assert_identical(out, undisturbed)
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_processes_killed_and_resumed_end_as_if_they_had_not_been(processes, tmp_path):
-    out, whole = tmp_path / "run", tmp_path / "whole"
-    run = launch(out, "--workers", 0, processes=processes)
+@pytest.mark.parametrize(
+    ("processes", "optimizer"), [(2, "adamw"), (1, "muon"), pytest.param(3, "muon", marks=pytest.mark.slow)]
+)
+def test_processes_killed_and_resumed_end_as_if_they_had_not_been(processes, optimizer, tmp_path):
+    out, whole, words = tmp_path / "run", tmp_path / "whole", ("--workers", 0, "--optimizer", optimizer)
+    run = launch(out, *words, processes=processes)
     wait_until(lambda: saved_steps(out) and saved_steps(out)[-1] >= 24, run)
     kill(run)
     seen = saved_steps(out)[-1]
-    finish(out, "--workers", 0, processes=processes)
-    finish(whole, "--workers", 0, processes=processes)
+    finish(out, *words, processes=processes)
+    finish(whole, *words, processes=processes)
     assert resumed_steps(out) == [seen]
     assert_identical(out, whole)
 

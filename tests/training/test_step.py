@@ -89,6 +89,31 @@ def test_five_steps_are_those_of_the_published_implementation(dtype, tolerance, 
         torch.testing.assert_close(found[name], tensor, atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_a_step_of_muon_is_the_orthogonal_factor_of_the_gradient(digits):
+    """From singular vectors, which Muon's iteration approximates; what is no matrix takes AdamW's step."""
+    recipe = replace(RECIPE, optimizer="muon", clip_norm=None, weight_decay=0.5)
+    each, adamw = learner(recipe, digits), learner(replace(recipe, optimizer="adamw"), digits)
+    before = parameters(each.model)
+    [batch] = batches(num=1)
+    each.step(1, [batch], num_pictures=NUM)
+    adamw.step(1, [batch], num_pictures=NUM)
+    orthogonal = set()
+    for name, weight in each.model.named_parameters():
+        assert weight.grad is not None
+        if weight.ndim != 2 or min(weight.shape) < 4:
+            firm = weight.grad.abs() > 1e-4  # where it is nearly 0 AdamW's epsilon decides, which timm has two of
+            torch.testing.assert_close(weight[firm], adamw.model.get_parameter(name)[firm], atol=2e-6, rtol=0)
+            continue
+        orthogonal.add(name.split(".")[-2])
+        left, values, right = torch.linalg.svd(weight.grad, full_matrices=False)
+        step = (before[name] * (1 - 0.5e-3) - weight.detach()) / (0.2e-3 * max(weight.shape) ** 0.5)
+        found = left.mT @ step @ right.mT  # the identity, were it exact
+        large = values > 0.02 * values[0]
+        assert large.sum() >= 2
+        torch.testing.assert_close(found[large][:, large], torch.eye(int(large.sum())).double(), atol=0.3, rtol=0)
+    assert orthogonal == {"qk", "v", "qkv", "proj", "fc1", "fc2", "head"}
+
+
 @pytest.mark.parametrize("sizes", [(6, 6), (5, 4, 3), (12, 0)])
 def test_micro_steps_of_any_size_are_one_step(sizes, digits):
     whole, pieces = learner(RECIPE, digits), learner(RECIPE, digits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -36,6 +36,14 @@ SMALL_HEADS = (9, 4, 1)
 SMALL_DEPTH = {"num_local_layers": 4, "num_nonlocal_layers": 2}
 SMALL_LEARNING_RATE, LEARNING_RATE = 2e-3, 1e-3
 """Peak learning rates of the small model, and of presets and given weights."""
+
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    # fused: one pass over all parameters; small models spend a tenth of a step in the loop over them otherwise
+    "adamw": {"fused": True},
+    "muon": {"adjust_lr_fn": "match_rms_adamw"},
+}
+"""Settings of timm's optimisers, by the recipe's name of each."""
 
 
 def build_config(architecture: Architecture, data: DataSet) -> ConViTConfig:
@@ -131,20 +139,23 @@ def build_model(recipe: Recipe, data: DataSet) -> ConViTWithLinearClassifier:
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019); vectors and the model's ``no_weight_decay`` names are not decayed.
+    """AdamW or Muon; vectors and the model's ``no_weight_decay`` names are not decayed.
+
+    AdamW is Loshchilov and Hutter's (2019). Muon is Jordan et al.'s (2024) for weight matrices, with steps as large as
+    AdamW's (Liu et al. 2025), and AdamW for what is none: norms, biases, gates, embeddings, the patch projection of
+    grey pictures and the three weights per head of the relative positions.
 
     With ``layer_decay`` each layer has a learning rate of its own, lower towards the pictures (Clark et al. 2020).
     """
     from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 
-    # fused: one pass over all parameters; small models spend a tenth of a step in the loop over them otherwise
     return create_optimizer_v2(
         model,
-        opt="adamw",
+        opt=recipe.optimizer,
         lr=peak_learning_rate(recipe),
         weight_decay=recipe.weight_decay,
         layer_decay=recipe.layer_decay,
-        fused=True,
+        **OPTIMIZERS[recipe.optimizer],
     )
 
 
