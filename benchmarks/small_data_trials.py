@@ -35,6 +35,7 @@ FLIPS = IN_PLACE | {"augment.random_erasing": 0.0}
 SHIFTS = FLIPS | {"augment.translation": 0.04}
 TEN_BY_TEN: dict[str, Any] = {"model.image_size": (30, 30), "model.patch_size": 3, "precision": "bfloat16"}
 """Patches of 3 x 3 pixels, 10 x 10 of them: the pictures of 28 x 28 pixels are made 30 x 30."""
+MUON: dict[str, Any] = {"optimizer": "muon", "precision": "bfloat16"}
 TRIALS: dict[str, dict[str, Any]] = {
     "start": {},
     "flips alone": FLIPS,
@@ -50,6 +51,10 @@ TRIALS: dict[str, dict[str, Any]] = {
     "shifts, patches of 2": SHIFTS | {"model.patch_size": 2, "precision": "bfloat16"},
     "shifts, patches of 3, twice as long": SHIFTS | TEN_BY_TEN | {"length": 2},
     "shifts, patches of 3, four times as long": SHIFTS | TEN_BY_TEN | {"length": 4},
+    "Muon": MUON,
+    "shifts, Muon": SHIFTS | MUON,
+    "shifts, Muon, twice as long": SHIFTS | MUON | {"length": 2},
+    "shifts, Muon, four times as long": SHIFTS | MUON | {"length": 4},
 }
 """What each changes of the start; with a length of 2 a run shows twice as many pictures."""
 

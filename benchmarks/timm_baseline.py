@@ -63,7 +63,7 @@ def trained(run: PlannedRun, *, threads: int | None) -> dict[str, Any]:
         write_attention_out(vit)
     plan = replace(plan, model=vit)
     start = time.monotonic()
-    weights, history = train_steps(plan, vit)
+    weights, history = train_steps(plan)
     vit.load_state_dict(weights)
     return {
         "fraction": run.fraction,
@@ -89,12 +89,10 @@ def result(run: PlannedRun, out: Path, *, threads: int | None) -> dict[str, Any]
     return found
 
 
-def train_steps(plan: Plan, vit: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def train_steps(plan: Plan) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The weights of the epoch that the recipe selects, and the history of the epochs."""
-    recipe, data = plan.recipe, plan.data
-    learner = Learner(
-        vit, recipe, data=data, task=plan.task, device=plan.device, options=plan.options, ranks=plan.ranks
-    )
+    recipe, data, vit = plan.recipe, plan.data, plan.model
+    learner = Learner.of(plan)
     order = step_order(plan, start=0)
     weights, history = {}, []
     vit.train()

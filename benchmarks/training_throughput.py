@@ -108,13 +108,6 @@ def main() -> None:
         print(f"training loop: {statistics.median(rates):.0f} pictures/s")
 
 
-def new_learner(plan: Plan) -> Learner:
-    return Learner(
-        plan.model, plan.recipe, data=plan.data, task=plan.task, device=plan.device, options=plan.options,
-        ranks=plan.ranks,
-    )  # fmt: skip
-
-
 def trained(plan: Plan, out: Path, ready: list[Batch] | None, clock: Callable[[], float]) -> float:
     """Seconds that the trainer's own loop takes, from the first batch asked for to the last step done.
 
@@ -122,7 +115,7 @@ def trained(plan: Plan, out: Path, ready: list[Batch] | None, clock: Callable[[]
     """
     record = Quiet(out, plan)
     tiny = dataclasses.replace(plan.data, val=plan.data.train.where(np.arange(len(plan.data.train)) < 1))
-    learner = new_learner(plan)
+    learner = Learner.of(plan)
     first: list[float] = []
     last: list[float] = []
     step = learner.step
@@ -146,7 +139,7 @@ def trained(plan: Plan, out: Path, ready: list[Batch] | None, clock: Callable[[]
 
 def bare(plan: Plan, batches: list[Batch], clock: Callable[[], float]) -> float:
     """Seconds of forward, backward, clipping and step on batches that are there already."""
-    learner = new_learner(plan)
+    learner = Learner.of(plan)
     model, optimizer = learner.model, learner.optimizer
     model.train()
     times = []

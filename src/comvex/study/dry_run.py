@@ -74,9 +74,7 @@ def pictures_per_second(recipe: Recipe, options: Options) -> float:
     device = choose_device(options.device)
     with machine_settings(options, device):
         plan = make_plan(recipe, options, device, Ranks())
-        learner = Learner(
-            plan.model, plan.recipe, data=plan.data, task=plan.task, device=device, options=options, ranks=plan.ranks
-        )
+        learner = Learner.of(plan)
         plan.model.train()
         warm_up, shown, begin = min(WARM_UP_STEPS, plan.num_steps - 1), 0, time.monotonic()
         with closing(training_batches(plan, step_order(plan, start=0))) as batches:

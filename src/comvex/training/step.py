@@ -23,6 +23,7 @@ from comvex.data.picture_set import DataSet
 from comvex.inference.task import Task
 from comvex.randomness import derive_seed, seeded
 from comvex.training.build import build_ema, build_mixup, build_optimizer, build_schedule
+from comvex.training.plan import Plan
 from comvex.training.ranks import Ranks
 from comvex.training.recipe import Options, Recipe
 
@@ -88,6 +89,19 @@ class Learner:
             self.running = self.distributed()
         if options.compile:
             self.running.compile()
+
+    @classmethod
+    def of(cls, plan: Plan) -> Learner:
+        """The learner of a planned run, at its start."""
+        return cls(
+            plan.model,
+            plan.recipe,
+            data=plan.data,
+            task=plan.task,
+            device=plan.device,
+            options=plan.options,
+            ranks=plan.ranks,
+        )
 
     def distributed(self) -> DistributedDataParallel:
         """The model as all processes run it together, its gradients in the groups in which they will stay.

@@ -101,11 +101,9 @@ def machine_settings(options: Options, device: torch.device) -> Iterator[None]:
 
 def carry_out(plan: Plan, out: Path, stop: StopRequest) -> dict[str, Any]:
     """The run itself: model, optimiser, resume, loop, evaluation."""
-    recipe, data, ranks = plan.recipe, plan.data, plan.ranks
+    data, ranks = plan.data, plan.ranks
     LOGGER.info("%s", plan)
-    learner = Learner(
-        plan.model, recipe, data=data, task=plan.task, device=plan.device, options=plan.options, ranks=ranks
-    )
+    learner = Learner.of(plan)
 
     # First to resume, then the given weights or from scratch, which the plan's model has
     record = RunRecord(out, plan)
