@@ -29,7 +29,7 @@ SEED = 1000
 """None of a study's: other pictures, other initial weights."""
 FRACTION, VAL_FRACTION = 0.135, 1 / 3
 MODEL: dict[str, Any] = {"dim": 72, "heads": 9, "num_local_layers": 4, "num_nonlocal_layers": 2}
-START: dict[str, Any] = {"learning_rate": 2e-3, "batch_size": 64}
+START: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 2e-3, "batch_size": 64}
 IN_PLACE: dict[str, Any] = {"augment.rotation": 0.0, "augment.zoom": 0.0, "augment.translation": 0.0}
 FLIPS = IN_PLACE | {"augment.random_erasing": 0.0}
 SHIFTS = FLIPS | {"augment.translation": 0.04}

@@ -1,13 +1,15 @@
 """Recipes: checked when made, compared in words."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from comvex.convit import ConViTWithLinearClassifier
 from comvex.data.sources import open_data
 from comvex.training.build import build_config, build_optimizer, build_preprocessing, build_schedule, settle
-from comvex.training.recipe import Architecture, Options, Recipe, differences
+from comvex.training.recipe import Architecture, Options, Recipe, differences, train_command
+from comvex.training.recipes import RECIPES
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,7 @@ from comvex.training.recipe import Architecture, Options, Recipe, differences
         ({"label_smoothing": -0.1}, r"label_smoothing is -0\.1"),
         ({"weight_decay": -1}, "weight_decay is -1"),
         ({"precision": "half"}, "precision is 'half': it must be float32, bfloat16 or float16"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd': it must be adamw or muon"),
         ({"balance": "weights"}, "balance is 'weights': it must be none, loss or sampling"),
     ],
 )
@@ -53,6 +56,30 @@ def test_a_setting_that_an_earlier_version_did_not_record_has_its_default():
         expected = ["model.drop_path: 0.0 -> 0.2"] if part == "drop_path" else []
         assert differences(earlier, values) == expected
     assert differences({"stretch": 1.0}, {"stretch": 0.5}) == ["stretch: 1.0 -> 0.5"]
+
+
+def test_a_recipe_from_before_there_was_a_choice_of_optimizer_has_adamw():
+    today = Recipe().to_dict()
+    earlier = {name: value for name, value in today.items() if name != "optimizer"}
+    assert Recipe.from_dict(earlier).optimizer == "adamw"
+    assert differences(earlier, today) == ["optimizer: adamw -> None"]
+    assert differences(earlier, Recipe(optimizer="adamw").to_dict()) == []
+    assert train_command(earlier, Path("runs/old")) == "comvex train --data digits --optimizer adamw --out runs/old"
+    assert "--optimizer" not in train_command(today, Path("runs/new"))
+
+
+def test_small_models_from_scratch_have_muon_and_its_learning_rate():
+    digits, weights = open_data("digits"), {"weights": "convit_fashion_mnist"}
+    for values, optimizer, learning_rate in (
+        ({}, "muon", 2e-3),
+        ({"optimizer": "adamw"}, "adamw", 2e-3),
+        ({"model": Architecture(preset="ConViT_Ti")}, "adamw", 1e-3),
+        (weights, "adamw", 1e-3),
+        (weights | {"optimizer": "muon", "learning_rate": 0.01}, "muon", 0.01),
+    ):
+        recipe = settle(Recipe(**values), digits)
+        assert (recipe.optimizer, recipe.learning_rate) == (optimizer, learning_rate)
+    assert [RECIPES[name](None).recipe.optimizer for name in ("paper", "fine-tune")] == ["adamw", "adamw"]
 
 
 def test_steps_follow_from_epochs_or_from_the_number_of_pictures():
@@ -120,7 +147,7 @@ def test_the_model_follows_the_data_unless_told_otherwise():
 
 def test_vectors_and_embeddings_are_not_decayed():
     model = ConViTWithLinearClassifier(build_config(Architecture(), open_data("digits")))
-    groups = build_optimizer(model, Recipe(learning_rate=0.1)).param_groups
+    groups = build_optimizer(model, Recipe(optimizer="adamw", learning_rate=0.1)).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     free = {names[id(p)] for group in groups if group["weight_decay"] == 0 for p in group["params"]}
     decayed = {names[id(p)] for group in groups if group["weight_decay"] > 0 for p in group["params"]}
@@ -132,7 +159,7 @@ def test_vectors_and_embeddings_are_not_decayed():
 
 def test_the_learning_rate_warms_up_and_falls_and_is_a_function_of_the_step():
     model = ConViTWithLinearClassifier(build_config(Architecture(), open_data("digits")))
-    recipe = Recipe(learning_rate=0.1, epochs=10, batch_size=10)
+    recipe = Recipe(optimizer="adamw", learning_rate=0.1, epochs=10, batch_size=10)
 
     def rates(steps):
         optimizer = build_optimizer(model, recipe)
@@ -164,12 +191,9 @@ def test_a_size_of_height_and_width_is_the_same_after_a_way_through_json():
     assert build_preprocessing(ConViTWithLinearClassifier(config), open_data("digits")).image_size == (16, 8)
 
 
-def test_what_a_recipe_leaves_to_the_data_is_filled_in_and_what_it_says_is_kept():
+def test_the_heads_follow_the_width():
     digits = open_data("digits")
-    assert settle(Recipe(), digits).learning_rate == 2e-3
-    assert settle(Recipe(learning_rate=0.5), digits).learning_rate == 0.5
     config = build_config(Architecture(), digits)
     assert (config.dim, config.num_heads) == (72, 9)
     assert build_config(Architecture(dim=32), digits).num_heads == 4  # 9 does not divide it
     assert build_config(Architecture(dim=30), digits).num_heads == 1
-    assert Recipe().to_dict()["learning_rate"] is None

@@ -28,7 +28,7 @@ NUM = 12
 CONFIG = ConViTConfig.ConViT_Ti(
     image_size=16, patch_size=4, image_channel=1, dim=32, num_local_layers=2, num_nonlocal_layers=1, num_classes=10
 )
-RECIPE = Recipe(steps=5, batch_size=NUM, learning_rate=1e-3, warmup_epochs=0, min_learning_rate=1e-3)
+RECIPE = Recipe(steps=5, batch_size=NUM, optimizer="adamw", learning_rate=1e-3, warmup_epochs=0, min_learning_rate=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -218,13 +218,16 @@ def test_a_compiled_model_takes_the_same_steps(digits):
         torch.testing.assert_close(parameters(compiled.model)[name], tensor, atol=1e-12, rtol=0)
 
 
-SPREAD = Recipe(model=Architecture(dim=32, num_local_layers=1), steps=10, batch_size=50, learning_rate=1e-3)
+SPREAD = Recipe(
+    model=Architecture(dim=32, num_local_layers=1), steps=10, batch_size=50, optimizer="adamw", learning_rate=1e-3
+)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_ten_steps_of_two_processes_are_those_of_one(accumulate, tmp_path):
     """Over gloo, one started as a user does; unequal shares of the batch; evaluation counts each picture once."""
-    arguments = "--model.dim 32 --model.num-local-layers 1 --steps 10 --batch-size 50 --learning-rate 1e-3 --threads 1"
+    arguments = "--model.dim 32 --model.num-local-layers 1 --steps 10 --batch-size 50 --optimizer adamw --threads 1"
+    arguments += " --learning-rate 1e-3"
     words = ["train", *arguments.split(), "--accumulate", str(accumulate), "--out", str(tmp_path / "two")]
     if accumulate == 1:
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "comvex"]
@@ -254,7 +257,8 @@ from comvex.training.ranks import joined_ranks
 from comvex.training.recipe import Architecture, Options, Recipe
 from comvex.training.step import Learner
 
-recipe, data = Recipe(model=Architecture(dim=256, num_local_layers=3), steps=4, learning_rate=1e-3), open_data("digits")
+recipe = Recipe(model=Architecture(dim=256, num_local_layers=3), steps=4, optimizer="adamw", learning_rate=1e-3)
+data = open_data("digits")
 cpu = torch.device("cpu")
 with joined_ranks(cpu) as ranks:
     def learner():

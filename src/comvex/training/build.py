@@ -110,10 +110,12 @@ def settle(recipe: Recipe, data: DataSet) -> Recipe:
             f"balance is 'sampling', but the pictures of {data.name} have any number of classes each: 'loss' is "
             "possible there."
         )
-    if recipe.learning_rate is None:
-        small = recipe.model.preset is None and recipe.weights is None
-        recipe = dataclasses.replace(recipe, learning_rate=SMALL_LEARNING_RATE if small else LEARNING_RATE)
-    return recipe
+    small = recipe.model.preset is None and recipe.weights is None
+    return dataclasses.replace(
+        recipe,
+        optimizer=recipe.optimizer or ("muon" if small else "adamw"),
+        learning_rate=recipe.learning_rate or (SMALL_LEARNING_RATE if small else LEARNING_RATE),
+    )
 
 
 def build_model(recipe: Recipe, data: DataSet) -> ConViTWithLinearClassifier:
@@ -149,6 +151,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """
     from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 
+    assert recipe.optimizer is not None
     return create_optimizer_v2(
         model,
         opt=recipe.optimizer,

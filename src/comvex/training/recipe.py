@@ -22,6 +22,9 @@ FEWEST_EPOCHS, MOST_EPOCHS = 10, 1000
 FEWEST_VALIDATIONS, MOST_VALIDATIONS = 100, 1000
 """Of a run that has as many epochs; within these limits validation does not show more pictures than training."""
 
+EARLIER: dict[str, Any] = {"optimizer": "adamw"}
+"""What recipes had before they said it."""
+
 ADAPTABLE = ("image_size", "patch_size", "channels", "drop_path", "attention_dropout")
 """What can be chosen of the model when it starts from given weights."""
 
@@ -119,9 +122,10 @@ class Recipe:
     cutmix: float = 0.0
     """Strength (alpha) of CutMix, which pastes a piece of another picture of the batch; 0 for none. With both, each
     batch takes one of them at random."""
-    optimizer: Optimizer = "adamw"
-    """adamw, or muon, with which small models from scratch learn in about half the steps: it makes the steps of weight
-    matrices orthogonal, and leaves the rest to AdamW. Learning rate and weight decay mean the same for both."""
+    optimizer: Annotated[Optimizer | None, DEFAULT_TOLD] = None
+    """adamw, or muon, with which a small model from scratch learns in about half the steps: it makes the steps of
+    weight matrices orthogonal, and leaves the rest to AdamW. Learning rate and weight decay mean the same for both.
+    Default: muon, with a preset or given weights adamw."""
     learning_rate: Annotated[float | None, DEFAULT_TOLD] = None
     """Peak learning rate; it warms up linearly and falls along a cosine. Default: 0.002, with a preset or given weights
     0.001."""
@@ -176,13 +180,11 @@ class Recipe:
                 raise UserError(f"{name} is {getattr(self, name)}: it must lie in (0, 1].")
         if self.data and not self.data.startswith(("hfds/", "wds/")):
             object.__setattr__(self, "data", os.path.normpath(self.data))  # pets/ and ./pets are pets
-        for name, choices in (
-            ("balance", Balance),
-            ("optimizer", Optimizer),
-            ("precision", Precision),
-            ("select", Select),
-        ):
-            *others, last = get_args(choices)
+        choices: dict[str, Any] = {"balance": Balance, "precision": Precision, "select": Select}
+        if self.optimizer is not None:
+            choices["optimizer"] = Optimizer
+        for name, values in choices.items():
+            *others, last = get_args(values)
             if getattr(self, name) not in (*others, last):
                 raise UserError(f"{name} is {getattr(self, name)!r}: it must be {', '.join(others)} or {last}.")
         if self.select == "last" and self.patience is not None:
@@ -245,7 +247,7 @@ class Recipe:
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
         """The inverse of ``to_dict``."""
         parts = {"model": Architecture(**values["model"]), "augment": Augmentation(**values["augment"])}
-        return cls(**(values | parts))
+        return cls(**(with_earlier(values) | parts))
 
 
 @dataclass(frozen=True)
@@ -290,6 +292,11 @@ class Options:
                 raise UserError(f"{name} is {value}: it must be at least {least}.")
 
 
+def with_earlier(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe, as plain values, of any version, that says all of ``EARLIER``."""
+    return values | {name: value for name, value in EARLIER.items() if name not in values}
+
+
 def changed_words(values: dict[str, Any], standard: dict[str, Any], prefix: str = "") -> list[str]:
     """What a recipe, as plain values, has other than the standard one, as words of the command line."""
     words = []
@@ -310,7 +317,7 @@ def changed_words(values: dict[str, Any], standard: dict[str, Any], prefix: str 
 
 def recipe_words(values: dict[str, Any], standard: Recipe | None = None) -> list[str]:
     """A recipe, as plain values, as words of the command line: its data, and what is not as in the standard one."""
-    return changed_words(values, (standard or Recipe()).to_dict() | {"data": None})
+    return changed_words(with_earlier(values), (standard or Recipe()).to_dict() | {"data": None})
 
 
 def train_command(values: dict[str, Any], out: Path) -> str:
@@ -323,9 +330,10 @@ def differences(
 ) -> list[str]:
     """What two recipes, as plain values, have different: "name: old -> new" for each.
 
-    A setting that a recipe of an earlier version does not have is taken to be ``default``, by default that of today.
+    A setting that a recipe of an earlier version does not have is taken to be ``default``, by default that of
+    ``EARLIER`` or of today.
     """
-    default = Recipe().to_dict() if default is None else default
+    default = Recipe().to_dict() | EARLIER if default is None else default
     found = []
     for name in sorted(old.keys() | new.keys()):
         before, after = (recipe.get(name, default.get(name)) for recipe in (old, new))

@@ -34,6 +34,7 @@ def fine_tune(preset: str | None) -> NamedRecipe:
                 rotation=0.0, translation=0.0, zoom=0.0, smallest_crop=0.35, auto_augment="rand-m5-mstd0.5-inc1"
             ),
             epochs=20,
+            optimizer="adamw",
             learning_rate=5e-4,
             layer_decay=0.75,
             label_smoothing=0.1,
@@ -67,6 +68,7 @@ def paper(preset: str | None) -> NamedRecipe:
             repeats=3,
             mixup=0.8,
             cutmix=1.0,
+            optimizer="adamw",
             learning_rate=4e-4 if plus else 5e-4,
             base_batch_size=512,
             warmup_epochs=5,
