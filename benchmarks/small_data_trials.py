@@ -51,6 +51,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "shifts, patches of 2": SHIFTS | {"model.patch_size": 2, "precision": "bfloat16"},
     "shifts, patches of 3, twice as long": SHIFTS | TEN_BY_TEN | {"length": 2},
     "shifts, patches of 3, four times as long": SHIFTS | TEN_BY_TEN | {"length": 4},
+    "shifts, bfloat16": SHIFTS | {"precision": "bfloat16"},
     "Muon": MUON,
     "shifts, Muon": SHIFTS | MUON,
     "shifts, Muon, twice as long": SHIFTS | MUON | {"length": 2},

@@ -459,8 +459,10 @@ def test_the_line_between_runs_tells_the_time_left(undisturbed, tmp_path):
     assert [duration(seconds) for seconds in (40, 754, 11_100)] == ["40 s", "13 min", "3 h 05 min"]
 
 
-def test_the_ablation_leaves_alone_what_it_says_it_freezes(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_ablation_leaves_alone_what_it_says_it_freezes(optimizer, tmp_path):
     recipe = Recipe(data="digits", model=SMALL, steps=2, batch_size=32, weight_decay=0.5, learning_rate=1e-2)
+    recipe = dataclasses.replace(recipe, optimizer=optimizer)
     study = Study("ablation", recipe, (1.0,), (0,))
     report = carry_out(study, tmp_path / "study", options=OPTIONS)
     assert report["num_finished"] == 7

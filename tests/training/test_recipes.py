@@ -60,7 +60,7 @@ def test_the_papers_schedule_warms_up_falls_and_cools_down():
 
 
 def test_a_run_of_one_step_has_the_peak_and_no_complaint_of_timms(caplog):
-    recipe = dataclasses.replace(RECIPES["small-data"](None).recipe, optimizer="adamw", learning_rate=1e-3, steps=1)
+    recipe = dataclasses.replace(RECIPES["small-data"](None).recipe, learning_rate=1e-3, steps=1)
     optimizer = build_optimizer(torch.nn.Linear(2, 2), recipe)
     build_schedule(optimizer, recipe, 100).step_update(0)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)

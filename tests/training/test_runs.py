@@ -131,6 +131,10 @@ def test_recipes_of_an_older_version_are_read_and_lack_what_they_lack(zoo):
     runs = list_runs(zoo)
     assert runs[0].problem is None
     assert recipe_differences(zoo, runs).keys() == {"model.dim", "seed"}  # None is what they mean
+    del content["recipe"]["optimizer"]
+    file.write_text(json.dumps(content))
+    told = recipe_differences(zoo, runs)["optimizer"]
+    assert told == {"a": "adamw", "deep/b": "muon", "deep/er/c": "muon"}
 
 
 def test_the_command_prints_tables_and_names_what_cannot_be_read(zoo, capsys):

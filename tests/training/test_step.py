@@ -89,40 +89,57 @@ def test_five_steps_are_those_of_the_published_implementation(dtype, tolerance, 
         torch.testing.assert_close(found[name], tensor, atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_a_step_of_muon_is_the_orthogonal_factor_of_the_gradient(digits):
-    """From singular vectors, which Muon's iteration approximates; what is no matrix takes AdamW's step."""
-    recipe = replace(RECIPE, optimizer="muon", clip_norm=None, weight_decay=0.5)
-    each, adamw = learner(recipe, digits), learner(replace(recipe, optimizer="adamw"), digits)
-    before = parameters(each.model)
-    [batch] = batches(num=1)
-    each.step(1, [batch], num_pictures=NUM)
-    adamw.step(1, [batch], num_pictures=NUM)
-    orthogonal = set()
-    for name, weight in each.model.named_parameters():
-        assert weight.grad is not None
-        if weight.ndim != 2 or min(weight.shape) < 4:
-            firm = weight.grad.abs() > 1e-4  # where it is nearly 0 AdamW's epsilon decides, which timm has two of
-            torch.testing.assert_close(weight[firm], adamw.model.get_parameter(name)[firm], atol=2e-6, rtol=0)
-            continue
-        orthogonal.add(name.split(".")[-2])
-        left, values, right = torch.linalg.svd(weight.grad, full_matrices=False)
-        step = (before[name] * (1 - 0.5e-3) - weight.detach()) / (0.2e-3 * max(weight.shape) ** 0.5)
-        found = left.mT @ step @ right.mT  # the identity, were it exact
-        large = values > 0.02 * values[0]
-        assert large.sum() >= 2
-        torch.testing.assert_close(found[large][:, large], torch.eye(int(large.sum())).double(), atol=0.3, rtol=0)
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+def test_muon_steps_along_the_orthogonal_factor_of_its_momentum_and_adamw_takes_the_rest(layer_decay, digits):
+    """Written out: the factor from singular vectors, to which Muon's five iterations come near."""
+    recipe = replace(RECIPE, optimizer="muon", clip_norm=None, weight_decay=0.5, min_learning_rate=1e-4)
+    each = learner(replace(recipe, layer_decay=layer_decay), digits)
+    names = {id(weight): name for name, weight in each.model.named_parameters()}
+    orthogonal, momentum, square = set(), {}, {}
+    for step, batch in enumerate(batches(num=3), start=1):
+        before = parameters(each.model)
+        each.step(step, [batch], num_pictures=NUM)
+        rates = {}
+        for group in each.optimizer.param_groups:
+            for weight in group["params"]:
+                rates[names[id(weight)]] = group["lr"], group["weight_decay"]
+        assert len(set(rates.values())) == (2 if layer_decay is None else 10)
+        for name, old in before.items():
+            new = each.model.get_parameter(name)
+            gradient, (rate, decay) = new.grad, rates[name]
+            assert gradient is not None
+            momentum[name] = 0.9 * momentum.get(name, 0) + 0.1 * gradient
+            square[name] = 0.95 * square.get(name, 0) + 0.05 * gradient**2
+            moved = (old * (1 - rate * decay) - new.detach()) / rate
+            if old.ndim == 2 and min(old.shape) >= 4:
+                orthogonal.add(name.split(".")[-2])
+                left, values, right = torch.linalg.svd(momentum[name], full_matrices=False)
+                large = values > 0.05 * values[0]
+                found = (left.mT @ moved @ right.mT)[large][:, large] / (0.2 * max(old.shape) ** 0.5)
+                torch.testing.assert_close(found, torch.eye(int(large.sum())).double(), atol=0.15, rtol=0)
+            else:
+                mean, deviation = momentum[name] / (1 - 0.9**step), (square[name] / (1 - 0.95**step)).sqrt()
+                torch.testing.assert_close(moved, mean / (deviation + 1e-7), atol=1e-5, rtol=0)
     assert orthogonal == {"qk", "v", "qkv", "proj", "fc1", "fc2", "head"}
 
 
-@pytest.mark.parametrize("sizes", [(6, 6), (5, 4, 3), (12, 0)])
-def test_micro_steps_of_any_size_are_one_step(sizes, digits):
-    whole, pieces = learner(RECIPE, digits), learner(RECIPE, digits)
+@pytest.mark.parametrize(
+    ("sizes", "optimizer", "tolerance"),
+    [
+        ((6, 6), "adamw", 1e-12),
+        ((5, 4, 3), "adamw", 1e-12),
+        ((12, 0), "adamw", 1e-12),
+        ((5, 4, 3), "muon", 5e-5),  # which rounds to bfloat16
+    ],
+)
+def test_micro_steps_of_any_size_are_one_step(sizes, optimizer, tolerance, digits):
+    whole, pieces = (learner(replace(RECIPE, optimizer=optimizer), digits) for _ in range(2))
     for step, batch in enumerate(batches(), start=1):
         one = whole.step(step, [batch], num_pictures=NUM)
         other = pieces.step(step, cut(batch, *sizes), num_pictures=NUM)
-        torch.testing.assert_close(one.loss_sum, other.loss_sum, rtol=1e-6, atol=0)
+        torch.testing.assert_close(one.loss_sum, other.loss_sum, rtol=max(1e-6, tolerance), atol=0)
     for name, tensor in parameters(whole.model).items():
-        torch.testing.assert_close(parameters(pieces.model)[name], tensor, atol=1e-12, rtol=0)
+        torch.testing.assert_close(parameters(pieces.model)[name], tensor, atol=tolerance, rtol=0)
 
 
 def test_gradient_checkpointing_changes_no_gradient(digits):
@@ -171,9 +188,12 @@ def test_rare_classes_count_more_in_the_loss(digits):
     torch.testing.assert_close(weighted, 5 * one)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_lower_precision_learns_the_same_batch_and_its_state_can_be_kept(precision, digits):
-    recipe = replace(RECIPE, precision=precision, label_smoothing=0.0)
+def test_lower_precision_learns_the_same_batch_and_its_state_can_be_kept(precision, optimizer, digits):
+    rate = {"adamw": 1e-3, "muon": 5e-3}[optimizer]
+    recipe = replace(RECIPE, optimizer=optimizer, learning_rate=rate, min_learning_rate=rate)
+    recipe = replace(recipe, precision=precision, label_smoothing=0.0)
     each = learner(recipe, digits, dtype=torch.float32)
     [batch] = batches(num=1, dtype=torch.float32)
     losses = [each.step(step, [batch], num_pictures=NUM).loss_sum.item() for step in range(1, 61)]
@@ -257,7 +277,9 @@ from comvex.training.ranks import joined_ranks
 from comvex.training.recipe import Architecture, Options, Recipe
 from comvex.training.step import Learner
 
-recipe = Recipe(model=Architecture(dim=256, num_local_layers=3), steps=4, optimizer="adamw", learning_rate=1e-3)
+recipe = Recipe(
+    model=Architecture(dim=256, num_local_layers=3), steps=4, optimizer=sys.argv[2], learning_rate=1e-3
+)
 data = open_data("digits")
 cpu = torch.device("cpu")
 with joined_ranks(cpu) as ranks:
@@ -282,10 +304,11 @@ with joined_ranks(cpu) as ranks:
 """
 
 
-def test_three_processes_add_their_gradients_up_alike_in_a_resumed_run_and_a_whole_one(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_three_processes_add_their_gradients_up_alike_in_a_resumed_run_and_a_whole_one(optimizer, tmp_path):
     """Three float32 numbers have more than one sum."""
     (tmp_path / "three.py").write_text(THREE)
-    for done in completed_together(tmp_path, num=3, script=tmp_path / "three.py"):
+    for done in completed_together(tmp_path, optimizer, num=3, script=tmp_path / "three.py"):
         assert (done.returncode, "Warning" in done.stderr) == (0, False), done.stderr
     assert (tmp_path / "whole.safetensors").read_bytes() == (tmp_path / "resumed.safetensors").read_bytes()
 

@@ -41,9 +41,17 @@ SMALL_LEARNING_RATE, LEARNING_RATE = 2e-3, 1e-3
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     # fused: one pass over all parameters; small models spend a tenth of a step in the loop over them otherwise
     "adamw": {"fused": True},
-    "muon": {"adjust_lr_fn": "match_rms_adamw"},
+    "muon": {
+        "momentum": 0.9,
+        "nesterov": False,
+        "ns_steps": 5,
+        "ns_coefficients": "quintic",
+        "adjust_lr_fn": "match_rms_adamw",
+        "betas": (0.9, 0.95),
+        "eps": 1e-7,
+    },
 }
-"""Settings of timm's optimisers, by the recipe's name of each."""
+"""Settings of timm's optimisers, by the recipe's name of each; Muon's betas are those of the AdamW beside it."""
 
 
 def build_config(architecture: Architecture, data: DataSet) -> ConViTConfig:
@@ -110,12 +118,9 @@ def settle(recipe: Recipe, data: DataSet) -> Recipe:
             f"balance is 'sampling', but the pictures of {data.name} have any number of classes each: 'loss' is "
             "possible there."
         )
-    small = recipe.model.preset is None and recipe.weights is None
-    return dataclasses.replace(
-        recipe,
-        optimizer=recipe.optimizer or ("muon" if small else "adamw"),
-        learning_rate=recipe.learning_rate or (SMALL_LEARNING_RATE if small else LEARNING_RATE),
-    )
+    if recipe.learning_rate is None:
+        recipe = dataclasses.replace(recipe, learning_rate=SMALL_LEARNING_RATE if recipe.small else LEARNING_RATE)
+    return recipe
 
 
 def build_model(recipe: Recipe, data: DataSet) -> ConViTWithLinearClassifier:
@@ -144,21 +149,20 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW or Muon; vectors and the model's ``no_weight_decay`` names are not decayed.
 
     AdamW is Loshchilov and Hutter's (2019). Muon is Jordan et al.'s (2024) for weight matrices, with steps as large as
-    AdamW's (Liu et al. 2025), and AdamW for what is none: norms, biases, gates, embeddings, the patch projection of
-    grey pictures and the three weights per head of the relative positions.
+    AdamW's (Liu et al. 2025). AdamW takes the rest: vectors, gates, embeddings, the patch projection of grey pictures,
+    and matrices with fewer than four rows or columns, such as those of the relative positions.
 
     With ``layer_decay`` each layer has a learning rate of its own, lower towards the pictures (Clark et al. 2020).
     """
     from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 
-    assert recipe.optimizer is not None
     return create_optimizer_v2(
         model,
-        opt=recipe.optimizer,
+        opt=recipe.optimizer_name,
         lr=peak_learning_rate(recipe),
         weight_decay=recipe.weight_decay,
         layer_decay=recipe.layer_decay,
-        **OPTIMIZERS[recipe.optimizer],
+        **OPTIMIZERS[recipe.optimizer_name],
     )
 
 

@@ -235,17 +235,27 @@ class Recipe:
         return max(1, every if self.patience is None else min(every, self.patience // 5))
 
     @property
+    def small(self) -> bool:
+        """A small model from scratch: neither a preset nor given weights."""
+        return self.model.preset is None and self.weights is None
+
+    @property
+    def optimizer_name(self) -> Optimizer:
+        """Which optimiser trains: the one that is asked for, or what suits the model."""
+        return self.optimizer or ("muon" if self.small else "adamw")
+
+    @property
     def batch_scale(self) -> float:
         """What the learning rate is multiplied by for the batch size."""
         return 1.0 if self.base_batch_size is None else self.batch_size / self.base_batch_size
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, the same after a way through JSON."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Plain values, the same after a way through JSON, with the optimiser's name also where it is left open."""
+        return json.loads(json.dumps(dataclasses.asdict(self) | {"optimizer": self.optimizer_name}))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """The inverse of ``to_dict``."""
+        """The inverse of ``to_dict``, also of an earlier version's."""
         parts = {"model": Architecture(**values["model"]), "augment": Augmentation(**values["augment"])}
         return cls(**(with_earlier(values) | parts))
 

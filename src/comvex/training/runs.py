@@ -14,6 +14,7 @@ from typing import Any, Literal
 from comvex import run_folder
 from comvex.errors import UserError
 from comvex.files import read_table
+from comvex.training.recipe import with_earlier
 
 Order = Literal["name", "date", "val", "test", "loss", "seconds", "pictures_per_second"]
 
@@ -184,8 +185,10 @@ def recipe_differences(folder: Path, runs: Sequence[Run]) -> dict[str, dict[str,
     Fields of parts have names with dots, such as model.dim; a run whose recipe lacks a field has None there.
     """
     recipes = {
-        run.name: flattened(run_folder.read_recipe(folder / run.name)) for run in runs if run.problem is None
-    }  # fmt: skip
+        run.name: flattened(with_earlier(run_folder.read_recipe(folder / run.name)))
+        for run in runs
+        if run.problem is None
+    }
     fields = dict.fromkeys(name for recipe in recipes.values() for name in recipe)
     table = {field: {run: recipe.get(field) for run, recipe in recipes.items()} for field in fields}
     return {field: values for field, values in table.items() if any(v != w for v, w in pairwise(values.values()))}

@@ -219,14 +219,14 @@ class Learner:
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state as named tensors: "INDEX.NAME" for the parameter at that place.
 
-    Muon also notes of each parameter whether it is a matrix, which it sees anew.
+    Muon also notes of each parameter whether it takes it, which it sees anew.
     """
     state = optimizer.state_dict()["state"]
     return {
-        f"{index}.{name}": value
+        f"{index}.{name}": torch.as_tensor(value)
         for index, values in state.items()
         for name, value in values.items()
-        if isinstance(value, Tensor)
+        if name != "use_muon"
     }
 
 
