@@ -326,8 +326,12 @@ def changed_words(values: dict[str, Any], standard: dict[str, Any], prefix: str 
 
 
 def recipe_words(values: dict[str, Any], standard: Recipe | None = None) -> list[str]:
-    """A recipe, as plain values, as words of the command line: its data, and what is not as in the standard one."""
-    return changed_words(with_earlier(values), (standard or Recipe()).to_dict() | {"data": None})
+    """A recipe, as plain values, as words of the command line: its data, and what is not as in the standard one.
+
+    Without ``standard`` the optimiser is named too, so that the command stays true if the default changes.
+    """
+    common = Recipe().to_dict() | {"optimizer": None} if standard is None else standard.to_dict()
+    return changed_words(with_earlier(values), common | {"data": None})
 
 
 def train_command(values: dict[str, Any], out: Path) -> str:
