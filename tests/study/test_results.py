@@ -241,7 +241,12 @@ def test_the_tables_say_what_was_found():
 
 def test_the_command_in_the_report_gives_the_study_again():
     recipe = Recipe(
-        data="my pictures", steps=5, learning_rate=1e-3, clip_norm=None, model=Architecture(image_size=(16, 8), dim=32)
+        data="my pictures",
+        steps=5,
+        optimizer="muon",
+        learning_rate=1e-3,
+        clip_norm=None,
+        model=Architecture(image_size=(16, 8), dim=32),
     )
     study = Study("ablation", recipe, (0.1, 1 / 3, 1.0), (0, 7), stretch=1 / 7)
     program, name, *arguments = shlex.split(command(study, Path("studies/my own")))

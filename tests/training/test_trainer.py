@@ -206,7 +206,7 @@ def test_another_recipe_in_the_same_folder_is_refused_with_the_difference_and_th
     with pytest.raises(ValueError, match=r"model\.dim: 32 -> 48") as refusal:
         train(replace(QUICK, model=replace(SMALL, dim=48)), small_run)
     command = "comvex train --data digits --model.dim 32 --model.num-local-layers 1 --model.num-nonlocal-layers 1 "
-    command += f"--epochs 10 --batch-size 32 --learning-rate 0.003 --out {small_run}"
+    command += f"--epochs 10 --batch-size 32 --optimizer muon --learning-rate 0.003 --out {small_run}"
     assert str(refusal.value).endswith(f"the run that is there goes on with {command}.")
     assert f"command: {command}\n" in (small_run / "log.txt").read_text()
 
