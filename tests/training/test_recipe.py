@@ -80,6 +80,8 @@ def test_small_models_from_scratch_have_muon_and_a_learning_rate_of_their_own():
         recipe = settle(Recipe(**values), digits)
         assert (recipe.optimizer_name, recipe.learning_rate) == (optimizer, learning_rate)
         assert Recipe.from_dict(recipe.to_dict()).optimizer == optimizer  # whatever a later default is
+    assert settle(Recipe(learning_rate=0.5), digits).learning_rate == 0.5
+    assert Recipe().to_dict()["learning_rate"] is None
     assert [RECIPES[name](None).recipe.optimizer for name in ("paper", "fine-tune")] == ["adamw", "adamw"]
 
 
