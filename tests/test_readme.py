@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from comvex.study.plan import Study
-from comvex.study.report import accuracy_table, comparison_table, lead_words, method_lines, plateau_lines
+from comvex.study.report import accuracy_table, comparison_table, lead_words, method_lines, plateau_lines, verdict
 from comvex.study.results import Result, compare, differences_to_convit, read_result, summarise
 
 ROOT = Path(__file__).parents[1]
@@ -123,7 +123,9 @@ def test_the_recorded_reports_are_what_their_runs_come_to_today(name):
     results = [result for run in runs if (result := read_result(run, folder)) is not None]
     summaries = summarise(results)
     if name == "sample-efficiency":
-        table = comparison_table(summaries, compare(results))
+        comparisons = compare(results)
+        table = [verdict([(each.num_pictures, each.leads) for each in comparisons])]
+        table += comparison_table(summaries, comparisons)
     else:
         table = accuracy_table(summaries, differences_to_convit(results))
     text = [*table, *plateau_lines(study, results, summaries), *method_lines(study, results, summaries, {})]

@@ -370,6 +370,7 @@ def test_a_finished_study_s_command_is_repeated_without_its_pictures_and_takes_i
     capsys.readouterr()
     assert command.run() == 0
     assert "convit, 40 % (" in (told := capsys.readouterr().out)
+    assert "\nWith 95 pictures the seeds do not settle which leads (" in told
     assert "plain, 100 %" not in told
 
 

@@ -24,6 +24,7 @@ from comvex.study.report import (
     machine_lines,
     method_lines,
     plateau_lines,
+    verdict,
     write_report,
 )
 from comvex.study.results import Result, compare, differences_to_convit, next_seed_within, summarise
@@ -237,6 +238,17 @@ def test_the_tables_say_what_was_found():
         "| plain ViT | 50.00 (1) | -9.00 (1) |",
         "| neither | 40.00 (1) |  |",
     ]
+
+
+def test_the_verdict_is_of_the_intervals_and_not_of_the_means():
+    surely, behind, either = (1.0, 1.1, 1.2), (-1.2, -1.1, -1.0), (0.1, 0.2, 3.0)
+    open_part = "the seeds do not settle which leads (more of them, --seeds, narrow it down)"
+    assert verdict([(540, either), (2700, surely), (5400, surely), (54_000, behind)]) == (
+        "ConViT leads with 2,700 and 5,400 pictures, beyond what seeds scatter; the plain ViT leads with 54,000 "
+        f"pictures, beyond what seeds scatter; with 540 pictures {open_part}."
+    )
+    assert verdict([(540, (5.0,))]) == f"With 540 pictures {open_part}."  # one seed says nothing of others
+    assert verdict([(1, either), (2, (0.0, 0.0)), (3, either)]) == f"With 1, 2 and 3 pictures {open_part}."
 
 
 def test_the_command_in_the_report_gives_the_study_again():

@@ -23,7 +23,7 @@ from comvex.study.results import (
     Summary,
     compare,
     differences_to_convit,
-    mean_within,
+    lead_interval,
     next_seed_within,
     read_result,
     summarise,
@@ -119,7 +119,10 @@ def report_lines(
     heading = {"sample-efficiency": "Sample efficiency", "ablation": "Ablation"}[study.kind]
     state = f"{len(results)} of {len(runs)} runs are finished; added up, they trained for {hours:.2f} hours."
     lines = [f"# {heading}: {Path(study.recipe.data).name}", "", state, ""]
-    lines += comparison_table(summaries, comparisons) if study.kind == "sample-efficiency" else []
+    if study.kind == "sample-efficiency":
+        if comparisons:
+            lines += [verdict([(each.num_pictures, each.leads) for each in comparisons]), ""]
+        lines += comparison_table(summaries, comparisons)
     lines += accuracy_table(summaries, differences_to_convit(results)) if study.kind == "ablation" else []
     has_figure = study.kind == "ablation" or comparisons
     lines += ["", f"![{heading}]({FIGURE})", ""] if has_figure else [""]
@@ -178,11 +181,29 @@ def comparison_table(summaries: Sequence[Summary], comparisons: Sequence[Compari
 
 def lead_words(leads: Sequence[float]) -> str:
     """The mean lead with its 95 % interval, where there is one: +1.17 (-0.25 to +2.59)."""
-    mean = statistics.mean(leads)
-    if len(leads) == 1:
-        return f"{mean:+.2f}"
-    within = mean_within(len(leads)) * statistics.stdev(leads)
-    return f"{mean:+.2f} ({mean - within:+.2f} to {mean + within:+.2f})"
+    mean, interval = f"{statistics.mean(leads):+.2f}", lead_interval(leads)
+    return mean if interval is None else f"{mean} ({interval[0]:+.2f} to {interval[1]:+.2f})"
+
+
+def verdict(leads_by_pictures: Sequence[tuple[float, Sequence[float]]]) -> str:
+    """Who leads, as far as the seeds settle it, from the leads at each number of pictures, at least one of them."""
+    intervals = [(num_pictures, lead_interval(leads)) for num_pictures, leads in leads_by_pictures]
+    ahead = [num_pictures for num_pictures, interval in intervals if interval and interval[0] > 0]
+    behind = [num_pictures for num_pictures, interval in intervals if interval and interval[1] < 0]
+    settled = [(name, own) for name, own in (("ConViT leads", ahead), ("the plain ViT leads", behind)) if own]
+    unsettled = [num_pictures for num_pictures, _ in intervals if num_pictures not in (*ahead, *behind)]
+    clauses = [f"{name} with {pictures_words(own)}, beyond what seeds scatter" for name, own in settled]
+    if unsettled:
+        where = f"with {pictures_words(unsettled)}"
+        clauses.append(f"{where} the seeds do not settle which leads (more of them, --seeds, narrow it down)")
+    sentence = "; ".join(clauses)
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def pictures_words(numbers: Sequence[float]) -> str:
+    """540, 2,700 and 5,400 pictures."""
+    words = [f"{number:,.0f}" for number in numbers]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words) + " pictures"
 
 
 def spread(comparison: Comparison) -> str:

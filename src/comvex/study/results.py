@@ -189,6 +189,14 @@ def mean_within(num_seeds: int) -> float:
     return students_t(num_seeds) * math.sqrt(1 / num_seeds)
 
 
+def lead_interval(leads: Sequence[float]) -> tuple[float, float] | None:
+    """Where the mean lead over all seeds lies, 19 times out of 20; None for a single seed, which says nothing of it."""
+    if len(leads) < 2:
+        return None
+    mean, within = statistics.mean(leads), mean_within(len(leads)) * statistics.stdev(leads)
+    return mean - within, mean + within
+
+
 def students_t(num_seeds: int) -> float:
     """Its 97.5th percentile for the deviation of so many seeds, two at least."""
     from scipy.stats import t
