@@ -36,6 +36,12 @@ SHIFTS = FLIPS | {"augment.translation": 0.04}
 TEN_BY_TEN: dict[str, Any] = {"model.image_size": (30, 30), "model.patch_size": 3, "precision": "bfloat16"}
 """Patches of 3 x 3 pixels, 10 x 10 of them: the pictures of 28 x 28 pixels are made 30 x 30."""
 MUON: dict[str, Any] = {"optimizer": "muon", "precision": "bfloat16"}
+REGULARISED: dict[str, Any] = FLIPS | {
+    "augment.translation": 0.08,
+    "augment.random_erasing": 0.25,
+    "model.drop_path": 0.1,
+}
+"""Flips, shifts of twice as far, erasing and drop path."""
 TRIALS: dict[str, dict[str, Any]] = {
     "start": {},
     "flips alone": FLIPS,
@@ -56,6 +62,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "shifts, Muon": SHIFTS | MUON,
     "shifts, Muon, twice as long": SHIFTS | MUON | {"length": 2},
     "shifts, Muon, four times as long": SHIFTS | MUON | {"length": 4},
+    "regularised, Muon, twice as long": REGULARISED | MUON | {"length": 2},
 }
 """What each changes of the start; with a length of 2 a run shows twice as many pictures."""
 
