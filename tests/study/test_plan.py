@@ -9,7 +9,7 @@ from comvex.run_folder import read_recipe
 from comvex.study.plan import FRACTIONS, STANDARD, VARIANTS, Study
 from comvex.training.recipe import Architecture, Recipe
 
-ROOT = Path(__file__).parents[2]
+TRIALS = Path(__file__).parents[2] / "docs" / "results" / "small-data"
 FASHION = 54_000
 RECIPE = Recipe(data="fashion-mnist", batch_size=100, epochs=20)
 
@@ -65,8 +65,15 @@ def test_by_default_the_runs_are_long_and_take_the_best_trial_s_augmentation():
         assert run.recipe.epochs == epochs
         assert run.recipe.num_steps(num_pictures) >= 6_000
     assert study(recipe=dataclasses.replace(STANDARD, epochs=3)).runs(FASHION)[-1].recipe.epochs == 3
-    for run in (ROOT / "docs" / "results" / "small-data" / "flips-and-shifts" / "runs").iterdir():
-        assert STANDARD.to_dict()["augment"] == read_recipe(run)["augment"]
+    standard = STANDARD.to_dict()
+    shared = ("optimizer", "learning_rate", "batch_size", "weight_decay", "label_smoothing", "ema_decay")
+    for run in (TRIALS / "regularised,-Muon,-twice-as-long" / "runs").iterdir():
+        trial = read_recipe(run)
+        assert trial["model"]["drop_path"] == standard["model"]["drop_path"]
+        assert standard["augment"] | {"random_erasing": 0.25} == trial["augment"]  # what it is left open for
+        assert {name: trial[name] for name in shared} == {name: standard[name] for name in shared} | {
+            "learning_rate": 2e-3  # what it is where it is left open
+        }
 
 
 @pytest.mark.parametrize("select", ["best", "last"])

@@ -326,12 +326,12 @@ def changed_words(values: dict[str, Any], standard: dict[str, Any], prefix: str 
 
 
 def recipe_words(values: dict[str, Any], standard: Recipe | None = None) -> list[str]:
-    """A recipe, as plain values, as words of the command line: its data, and what is not as in the standard one.
+    """A recipe, as plain values, as words of the command line: what is not as in the standard one, by default ours.
 
-    Without ``standard`` the optimiser is named too, so that the command stays true if the default changes.
+    Its data and its optimiser are always named, so that the command stays true if the default changes.
     """
-    common = Recipe().to_dict() | {"optimizer": None} if standard is None else standard.to_dict()
-    return changed_words(with_earlier(values), common | {"data": None})
+    common = (Recipe() if standard is None else standard).to_dict()
+    return changed_words(with_earlier(values), common | {"data": None, "optimizer": None})
 
 
 def train_command(values: dict[str, Any], out: Path) -> str:
