@@ -130,6 +130,15 @@ def test_all_of_it_is_small_and_in_float32():
     assert figures()["num_parameters"] <= 1_000_000
 
 
+def test_the_recorded_second_run_of_the_command_came_to_within_three_tenths_of_a_point():
+    folder = Path(__file__).parents[1] / "docs" / "results" / "packaged-model" / "second-run"
+    recipe = json.loads((folder / "recipe.json").read_text())["recipe"]
+    assert Recipe.from_dict(recipe) == Recipe.from_dict(json.loads((FOLDER / "training.json").read_text())["recipe"])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["evaluated_on"], summary["num_pictures"]) == ("test", 10_000)
+    assert summary["top1"] == pytest.approx(figures()["test_top1"], abs=0.3)
+
+
 def test_the_readme_says_how_good_and_how_large_it_is():
     told = f"({figures()['test_top1']:.1f} % of Fashion-MNIST's test pictures, with "
     told += f"{figures()['num_parameters'] / 1e6:.2f} M parameters)"
