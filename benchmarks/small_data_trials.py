@@ -41,7 +41,7 @@ REGULARISED: dict[str, Any] = FLIPS | {
     "augment.random_erasing": 0.25,
     "model.drop_path": 0.1,
 }
-"""Flips, shifts of twice as far, erasing and drop path."""
+"""Flips, shifts twice as large, erasing and drop path."""
 TRIALS: dict[str, dict[str, Any]] = {
     "start": {},
     "flips alone": FLIPS,

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,12 +15,14 @@ from threading import Thread
 from typing import Any
 
 import pytest
+import tyro
 from PIL import Image
 from safetensors.torch import load_file
 
 from commands import Command
 from comvex import run_folder
 from comvex.commands.study import RunStudy
+from comvex.data.augmentation import Augmentation
 from comvex.data.sources import open_data
 from comvex.errors import UserError
 from comvex.files import read_table
@@ -27,8 +30,7 @@ from comvex.study import carry_out as carrying_out
 from comvex.study import plan
 from comvex.study.carry_out import carry_out, duration, progress_line, report_all, seconds_left
 from comvex.study.pictures import fitting_fractions, look_through
-from comvex.study.plan import STANDARD, Study
-from comvex.study.report import command
+from comvex.study.plan import STANDARD, Study, command
 from comvex.study.results import RUNS, read_result
 from comvex.study.study_file import alone_in, begin
 from comvex.training import trainer
@@ -370,8 +372,26 @@ def test_a_finished_study_s_command_is_repeated_without_its_pictures_and_takes_i
     capsys.readouterr()
     assert command.run() == 0
     assert "convit, 40 % (" in (told := capsys.readouterr().out)
-    assert "\nWith 95 pictures the seeds do not settle which leads (" in told
+    assert "\nWith 95 pictures the seeds do not settle which leads: " in told
     assert "plain, 100 %" not in told
+
+
+def test_a_study_begun_by_other_defaults_goes_on_by_the_command_that_its_refusal_tells(tmp_path):
+    out = tmp_path / "study"
+    flips = Augmentation(rotation=0.0, translation=0.04, zoom=0.0, random_erasing=0.0)
+    earlier = dataclasses.replace(STANDARD, data="digits", optimizer="adamw", augment=flips, model=Architecture())
+    begun, noted = begin(dataclasses.replace(STUDY, recipe=earlier), out)
+    del noted["recipe"]["optimizer"]  # as the version before noted it
+    (out / "study.json").write_text(json.dumps(noted))
+    today = dataclasses.replace(STUDY, recipe=dataclasses.replace(STANDARD, data="digits"))
+    with pytest.raises(
+        UserError, match=r"optimizer: adamw -> muon.*; the study that is there goes on with "
+    ) as refused:
+        begin(today, out)
+    words = shlex.split(str(refused.value).removesuffix(".").split(" goes on with comvex study ")[1])
+    told = tyro.cli(RunStudy, args=words, config=(tyro.conf.FlagCreatePairsOff,))
+    assert (told.out, told.fractions, told.seeds) == (out, STUDY.fractions, STUDY.seeds)
+    assert begin(Study(told.kind, told.recipe, told.fractions, told.seeds, told.stretch), out)[0] == begun
 
 
 def test_a_study_keeps_the_length_that_it_was_begun_with_and_its_report_s_command_names_it(tmp_path, monkeypatch):

@@ -16,10 +16,9 @@ from comvex.commands.study import RunStudy
 from comvex.processor import machine_line
 from comvex.study import figures
 from comvex.study.picture_factor import Factor
-from comvex.study.plan import Study, length
+from comvex.study.plan import Study, command, length
 from comvex.study.report import (
     accuracy_table,
-    command,
     comparison_table,
     machine_lines,
     method_lines,
@@ -27,7 +26,7 @@ from comvex.study.report import (
     verdict,
     write_report,
 )
-from comvex.study.results import Result, compare, differences_to_convit, next_seed_within, summarise
+from comvex.study.results import Comparison, Result, compare, differences_to_convit, next_seed_within, summarise
 from comvex.training.recipe import Architecture, Recipe
 
 
@@ -241,14 +240,25 @@ def test_the_tables_say_what_was_found():
 
 
 def test_the_verdict_is_of_the_intervals_and_not_of_the_means():
+    def comparison(num_pictures: int, *leads: float) -> Comparison:
+        return dataclasses.replace(compare(RESULTS)[0], num_pictures=num_pictures, leads=leads)
+
     surely, behind, either = (1.0, 1.1, 1.2), (-1.2, -1.1, -1.0), (0.1, 0.2, 3.0)
-    open_part = "the seeds do not settle which leads (more of them, --seeds, narrow it down)"
-    assert verdict([(540, either), (2700, surely), (5400, surely), (54_000, behind)]) == (
-        "ConViT leads with 2,700 and 5,400 pictures, beyond what seeds scatter; the plain ViT leads with 54,000 "
-        f"pictures, beyond what seeds scatter; with 540 pictures {open_part}."
+    excluded = "(the 95 % interval of the lead excludes 0)"
+    open_part = "the seeds do not settle which leads: more of them may"
+    shares = [
+        comparison(540, *either),
+        comparison(2700, *surely),
+        comparison(5400, *surely),
+        comparison(54000, *behind),
+    ]
+    assert verdict(shares) == (
+        f"ConViT leads with 2,700 and 5,400 pictures {excluded}; the plain ViT leads with 54,000 pictures {excluded}; "
+        f"with 540 pictures {open_part}."
     )
-    assert verdict([(540, (5.0,))]) == f"With 540 pictures {open_part}."  # one seed says nothing of others
-    assert verdict([(1, either), (2, (0.0, 0.0)), (3, either)]) == f"With 1, 2 and 3 pictures {open_part}."
+    assert verdict([comparison(540, 5.0)]) == f"With 540 pictures {open_part}."  # one seed says nothing of others
+    shares = [comparison(1, *either), comparison(2, 1.0, 1.0), comparison(3, *surely), comparison(3, *either)]
+    assert verdict(shares) == f"ConViT leads with 3 pictures {excluded}; with 1, 2 and 3 pictures {open_part}."
 
 
 def test_the_command_in_the_report_gives_the_study_again():

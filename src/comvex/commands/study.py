@@ -86,7 +86,7 @@ class RunStudy:
 def describe(report: dict[str, Any]) -> str:
     """A line for each architecture and fraction, and for each comparison."""
     from comvex.study.picture_factor import Factor
-    from comvex.study.report import lead_words, verdict
+    from comvex.study.report import lead_words
 
     lines = []
     for summary in report["summary"]:
@@ -102,6 +102,6 @@ def describe(report: dict[str, Any]) -> str:
             "pictures for ConViT's"
             for comparison in report["comparison"]
         ]
-        if report["comparison"]:
-            lines.append(verdict([(each["num_pictures"], each["leads"]) for each in report["comparison"]]))
+        if report["verdict"]:
+            lines.append(report["verdict"])
     return "\n".join([*lines, f"{Path(report['out']) / 'report.md'} has the table, the figures and the method"])

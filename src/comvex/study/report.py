@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from comvex.files import write_table, write_text
 from comvex.processor import machine_line
 from comvex.study.figures import draw_ablation, draw_layers, draw_learning_curves, draw_sample_efficiency, label
 from comvex.study.layers import LayerFigures, read_layers
-from comvex.study.plan import STANDARD, PlannedRun, Study
+from comvex.study.plan import PlannedRun, Study, command
 from comvex.study.results import (
     Comparison,
     Result,
@@ -28,7 +27,6 @@ from comvex.study.results import (
     read_result,
     summarise,
 )
-from comvex.training.recipe import recipe_words
 
 RESULTS, CURVES, REPORT = "results.csv", "curves.csv", "report.md"
 FIGURE, CURVES_FIGURE = "figure.png", "curves.png"
@@ -60,6 +58,7 @@ def write_report(
         write_text(out / REPORT, text + "\n")
     return {
         "study": study.kind,
+        "verdict": verdict(comparisons) if study.kind == "sample-efficiency" and comparisons else None,
         "out": str(out),
         "num_runs": len(runs),
         "num_finished": len(results),
@@ -121,7 +120,7 @@ def report_lines(
     lines = [f"# {heading}: {Path(study.recipe.data).name}", "", state, ""]
     if study.kind == "sample-efficiency":
         if comparisons:
-            lines += [verdict([(each.num_pictures, each.leads) for each in comparisons]), ""]
+            lines += [verdict(comparisons), ""]
         lines += comparison_table(summaries, comparisons)
     lines += accuracy_table(summaries, differences_to_convit(results)) if study.kind == "ablation" else []
     has_figure = study.kind == "ablation" or comparisons
@@ -185,17 +184,20 @@ def lead_words(leads: Sequence[float]) -> str:
     return mean if interval is None else f"{mean} ({interval[0]:+.2f} to {interval[1]:+.2f})"
 
 
-def verdict(leads_by_pictures: Sequence[tuple[float, Sequence[float]]]) -> str:
-    """Who leads, as far as the seeds settle it, from the leads at each number of pictures, at least one of them."""
-    intervals = [(num_pictures, lead_interval(leads)) for num_pictures, leads in leads_by_pictures]
-    ahead = [num_pictures for num_pictures, interval in intervals if interval and interval[0] > 0]
-    behind = [num_pictures for num_pictures, interval in intervals if interval and interval[1] < 0]
-    settled = [(name, own) for name, own in (("ConViT leads", ahead), ("the plain ViT leads", behind)) if own]
-    unsettled = [num_pictures for num_pictures, _ in intervals if num_pictures not in (*ahead, *behind)]
-    clauses = [f"{name} with {pictures_words(own)}, beyond what seeds scatter" for name, own in settled]
+def verdict(comparisons: Sequence[Comparison]) -> str:
+    """Who leads, as far as the seeds settle it; of one comparison at least."""
+    ahead, behind, unsettled = [], [], []
+    for comparison in comparisons:
+        low, high = lead_interval(comparison.leads) or (0.0, 0.0)
+        place = ahead if 0 < low < high else behind if low < high < 0 else unsettled  # without scatter nothing is known
+        place.append(comparison.num_pictures)
+    clauses = [
+        f"{name} leads with {pictures_words(own)} (the 95 % interval of the lead excludes 0)"
+        for name, own in (("ConViT", ahead), ("the plain ViT", behind))
+        if own
+    ]
     if unsettled:
-        where = f"with {pictures_words(unsettled)}"
-        clauses.append(f"{where} the seeds do not settle which leads (more of them, --seeds, narrow it down)")
+        clauses.append(f"with {pictures_words(unsettled)} the seeds do not settle which leads: more of them may")
     sentence = "; ".join(clauses)
     return f"{sentence[0].upper()}{sentence[1:]}."
 
@@ -266,7 +268,8 @@ def method_lines(
         lines.append(
             "The lead is ConViT's top-1 less the plain ViT's on the same pictures; in brackets, from Student's t, the "
             "interval in which its mean over all seeds lies 19 times out of 20, and then in how many pairs ConViT is "
-            "ahead. The pairs of one seed are not independent: small fractions are part of larger ones."
+            "ahead. Each interval is of its fraction alone: of five, one excludes 0 by chance more often than once in "
+            "20 times. The pairs of one seed are not independent: small fractions are part of larger ones."
         )
         lines.append(
             "The (picture) factor says how many times more pictures the plain ViT needs for ConViT's accuracy, "
@@ -365,20 +368,6 @@ def late_words(summary: Summary) -> str:
     """The late change of the accuracy with its deviation over the seeds, where there is one: +0.41 ± 0.30."""
     deviation = "" if summary.late_deviation is None else f" ± {summary.late_deviation:.2f}"
     return f"{summary.late_change:+.2f}{deviation}"
-
-
-def command(study: Study, out: Path) -> str:
-    """The command that does the study again, or goes on with it."""
-    words = ["comvex", "study", study.kind, "--fractions", *map(number, study.fractions)]
-    words += ["--seeds", *map(str, study.seeds)]
-    if study.stretch != 1:
-        words += ["--stretch", number(study.stretch)]
-    return shlex.join([*words, *recipe_words(study.recipe.to_dict(), STANDARD), "--out", str(out)])
-
-
-def number(value: float) -> str:
-    """All its digits, without those that say nothing: 0.1, 1, 0.3333333333333333."""
-    return repr(float(value)).removesuffix(".0")
 
 
 def machine_lines(results: Sequence[Result]) -> list[str]:

@@ -15,7 +15,7 @@ from comvex import run_folder
 from comvex.errors import UserError
 from comvex.files import write_text
 from comvex.study.pictures import StudyPictures, look_through
-from comvex.study.plan import Study
+from comvex.study.plan import Study, command
 from comvex.study.results import read_result
 from comvex.training.recipe import differences
 
@@ -120,7 +120,10 @@ def check_same(study: Study, stored: dict[str, Any], out: Path) -> None:
     """Raises ``ValueError`` if the folder has another study."""
     found = differences(settings(stored), settings(study.to_dict()))
     if found:
-        raise UserError(f"The folder {out} has another study ({'; '.join(found)}): choose another --out.")
+        raise UserError(
+            f"The folder {out} has another study ({'; '.join(found)}): choose another --out; the study that is there "
+            f"goes on with {command(Study.from_dict(stored), out)}."
+        )
 
 
 def check_same_pictures(study: Study, pictures: StudyPictures, stored: dict[str, Any], out: Path) -> None:

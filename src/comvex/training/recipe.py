@@ -326,9 +326,9 @@ def changed_words(values: dict[str, Any], standard: dict[str, Any], prefix: str 
 
 
 def recipe_words(values: dict[str, Any], standard: Recipe | None = None) -> list[str]:
-    """A recipe, as plain values, as words of the command line: what is not as in the standard one, by default ours.
+    """A recipe, as plain values, as words of the command line: what is not as in ``standard``, by default ``Recipe()``.
 
-    Its data and its optimiser are always named, so that the command stays true if the default changes.
+    Its data and its optimiser are always named, so that the command stays true if another becomes the default.
     """
     common = (Recipe() if standard is None else standard).to_dict()
     return changed_words(with_earlier(values), common | {"data": None, "optimizer": None})
