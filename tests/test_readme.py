@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from comvex.study.plan import Study
+from comvex.study.plan import Study, command
 from comvex.study.report import accuracy_table, comparison_table, lead_words, method_lines, plateau_lines, verdict
 from comvex.study.results import Result, compare, differences_to_convit, read_result, summarise
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\S+)([^\n]*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 SNIPPETS = [code for language, tag, code in BLOCKS if language == "python" and "notest" not in tag]
@@ -57,15 +58,43 @@ def test_every_comvex_command_in_the_readme_is_one_that_the_command_line_takes()
 
     lines = [shlex.split(line, comments=True) for line in COMMANDS if line.startswith("comvex ")]
     assert len(lines) >= 3
-    for _, command, *arguments in lines:
-        tyro.cli(KNOWN[command], args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    for _, name, *arguments in lines:
+        tyro.cli(KNOWN[name], args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def recorded(name: str) -> tuple[Study, list[Result]]:
+    """A study that is kept in docs/results, and its finished runs."""
+    folder = RESULTS / name
+    stored = json.loads((folder / "study.json").read_text())
+    study = Study.from_dict(stored)
+    results = [read_result(run, folder) for run in study.runs(stored["num_pictures"])]
+    return study, [result for result in results if result is not None]
 
 
 def test_the_figures_of_the_study_are_those_of_its_recorded_runs():
-    folder = ROOT / "docs" / "results" / "sample-efficiency"
-    stored = json.loads((folder / "study.json").read_text())
-    runs = Study.from_dict(stored).runs(stored["num_pictures"])
-    results = [result for run in runs if (result := read_result(run, folder)) is not None]
+    _, results = recorded("sample-efficiency-muon")
+    top1 = {(each.architecture, each.fraction): each.top1 for each in summarise(results)}
+    compared = {comparison.fraction: comparison for comparison in compare(results)}
+    assert {len(comparison.leads) for comparison in compared.values()} == {3}
+    told = " ".join(README.split())
+    convit, plain = (
+        ", ".join(f"{top1[name, fraction]:.1f}" for fraction in (0.01, 0.05, 0.1)) for name in ("convit", "plain")
+    )
+    assert f"with 540, 2,700 and 5,400 of them ConViT gets {convit} % of the test pictures right" in told
+    assert f"the plain ViT {plain} %" in told
+    leads = [statistics.mean(compared[fraction].leads) for fraction in (0.01, 0.05, 0.1)]
+    assert f"leads by {leads[0]:.1f}, {leads[1]:.1f} and {leads[2]:.1f} points" in told
+    pairs = [lead for comparison in compared.values() for lead in comparison.leads]
+    assert f"in {sum(lead > 0 for lead in pairs)} of {len(pairs)} pairs of runs" in told
+    one, five = compared[0.01].factor, compared[0.05].factor
+    assert f"would need {one.value:.1f} times as many, for that with 2,700 {five.value:.1f} times (" in told
+    assert (one.bound, five.bound) == ("", "")
+    assert verdict(list(compared.values())).startswith("ConViT leads with ")
+
+
+def test_the_figures_of_the_study_with_adamw_are_those_of_its_recorded_runs():
+    folder = RESULTS / "sample-efficiency"
+    _, results = recorded("sample-efficiency")
     top1 = {(each.architecture, each.fraction): each.top1 for each in summarise(results)}
     compared = {comparison.fraction: comparison for comparison in compare(results)}
     for comparison in (compared[0.01], compared[0.1]):
@@ -114,22 +143,18 @@ def half_as_long(row: dict[str, str]) -> Result:
     )
 
 
-@pytest.mark.parametrize("name", ["sample-efficiency", "ablation"])
+@pytest.mark.parametrize("name", ["sample-efficiency", "sample-efficiency-muon", "ablation"])
 def test_the_recorded_reports_are_what_their_runs_come_to_today(name):
-    folder = ROOT / "docs" / "results" / name
-    stored = json.loads((folder / "study.json").read_text())
-    study = Study.from_dict(stored)
-    runs = study.runs(stored["num_pictures"])
-    results = [result for run in runs if (result := read_result(run, folder)) is not None]
+    study, results = recorded(name)
     summaries = summarise(results)
-    if name == "sample-efficiency":
+    if study.kind == "sample-efficiency":
         comparisons = compare(results)
-        table = [verdict([(each.num_pictures, each.leads) for each in comparisons])]
-        table += comparison_table(summaries, comparisons)
+        table = [verdict(comparisons), *comparison_table(summaries, comparisons)]
     else:
         table = accuracy_table(summaries, differences_to_convit(results))
-    text = [*table, *plateau_lines(study, results, summaries), *method_lines(study, results, summaries, {})]
-    assert set(text) <= set((folder / "report.md").read_text(encoding="utf-8").splitlines())
+    page = command(study, Path("docs") / "results" / name)
+    text = [page, *table, *plateau_lines(study, results, summaries), *method_lines(study, results, summaries, {})]
+    assert set(text) <= set((RESULTS / name / "report.md").read_text(encoding="utf-8").splitlines())
 
 
 def test_files_that_the_readme_names_exist():
