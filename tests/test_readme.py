@@ -89,7 +89,9 @@ def test_the_figures_of_the_study_are_those_of_its_recorded_runs():
     one, five = compared[0.01].factor, compared[0.05].factor
     assert f"would need {one.value:.1f} times as many, for that with 2,700 {five.value:.1f} times (" in told
     assert (one.bound, five.bound) == ("", "")
-    assert verdict(list(compared.values())).startswith("ConViT leads with ")
+    settled = "540 and 5,400 pictures"
+    assert verdict(list(compared.values())).startswith(f"ConViT leads with {settled} (")
+    assert f"the 95 % interval of the lead excludes 0 with {settled}." in told
 
 
 def test_the_figures_of_the_study_with_adamw_are_those_of_its_recorded_runs():
