@@ -38,7 +38,7 @@ from comvex.training.build import build_model
 from comvex.training.recipe import Architecture, Options, Recipe
 from made_pictures import multi_label_recipe, shape_pictures
 
-SMALL = Architecture(dim=32, heads=4, num_local_layers=1, num_nonlocal_layers=1)
+SMALL = dataclasses.replace(STANDARD.model, dim=32, heads=4, num_local_layers=1, num_nonlocal_layers=1)
 RECIPE = dataclasses.replace(STANDARD, data="digits", model=SMALL, steps=4, batch_size=32, patience=1, select="best")
 SMALL_PICTURES = dataclasses.replace(SMALL, image_size=8, patch_size=2)
 STUDY = Study("sample-efficiency", RECIPE, (0.1, 1.0), (0, 1))
@@ -176,6 +176,12 @@ def test_the_report_and_the_figures_are_there(undisturbed):
         assert f"({name})" in text
         with Image.open(out / name) as picture:
             assert picture.width > 800
+
+
+def test_the_command_of_these_tests_is_the_study_that_they_compare_it_with():
+    told = tyro.cli(RunStudy, args=ARGUMENTS[1:], config=(tyro.conf.FlagCreatePairsOff,))
+    assert Study(told.kind, told.recipe, told.fractions, told.seeds, told.stretch) == STUDY
+    assert told.options == OPTIONS
 
 
 def start(out: Path, name: str) -> Command:
