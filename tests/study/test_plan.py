@@ -77,12 +77,7 @@ def test_the_default_recipe_is_that_of_convit_s_best_trial_of_its_grid():
     found = {line.split(": ")[0]: line.split(": ")[1] for line in differences(read_recipe(trial), STANDARD.to_dict())}
     assert found.pop("augment.random_erasing") == "0.25 -> None"  # what it is left open for
     assert found.pop("learning_rate") == "0.002 -> None"
-    shape = {
-        "model.dim",
-        "model.heads",
-        "model.num_local_layers",
-        "model.num_nonlocal_layers",
-    }  # of small models anyway
+    shape = {f"model.{name}" for name in ("dim", "heads", "num_local_layers", "num_nonlocal_layers")}  # small anyway
     pictures = {"fraction", "val_fraction", "split_seed", "seed", "steps", "test", "precision", "select"}
     assert found.keys() <= shape | pictures
 

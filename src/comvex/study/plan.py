@@ -43,11 +43,11 @@ STANDARD = Recipe(
     augment=Augmentation(rotation=0.0, translation=0.08, zoom=0.0),
     select="last",
 )
-"""What a study starts from: of the trials in docs/results/small-data the best for ConViT, 0.8 points below the plain
-ViT's best.
+"""What a study starts from: of the trials in docs/results/small-data the best for ConViT, in which the plain ViT was
+0.8 points below its own best.
 
-Shifts and drop path instead of turns and zoom. The last epoch is tested: of the few pictures that a
-fraction leaves for validation the best would be the luckiest of many.
+Shifts and drop path instead of turns and zoom. The last epoch is tested: of the few pictures that a fraction leaves for
+validation the best would be the luckiest of many.
 """
 
 SHOWN = 400_000
