@@ -50,7 +50,13 @@ from comvex.data.crops import REDUCTIONS, MiddleCrop, RandomCrop, largest_reduct
 from comvex.data.loading import EvaluationPictures, Key, StepOrder, TrainingPictures, collate, training_loader
 from comvex.data.picture_set import PictureSet
 from comvex.data.reading import ReducibleJpeg, read_picture, read_reducible
-from comvex.data.training_transforms import ERASED_SCALE, erasing_probability, flip_probability, training_transform
+from comvex.data.training_transforms import (
+    ERASED_SCALE,
+    affine_changes,
+    erasing_probability,
+    flip_probability,
+    training_transform,
+)
 from comvex.data.transforms import Preprocessing, ToNormalizedTensor
 from comvex.preprocessing import IMAGENET_CROP_PCT, IMAGENET_MEAN, IMAGENET_STD
 from comvex.randomness import seeded
@@ -143,7 +149,7 @@ def training_ways(files: Sequence[Path], augmentation: Augmentation) -> tuple[Tr
         "Pillow with draft": lambda index: drafted(read_reducible(files[index])),
         "torchvision v2": lambda index: on_bytes(torchvision_decoded(files[index])),
     }
-    if not augmentation.is_affine:  # timm's transform does not turn or move pictures but in RandAugment
+    if not any(affine_changes(augmentation, (SIDE, SIDE))):  # timm's only turns or moves pictures in RandAugment
         theirs = timm_training(augmentation)
         singles["timm"] = lambda index: theirs(timm_decoded(files[index]))
     ways: dict[str, Way] = {name: one_by_one(single, ours.seed_of) for name, single in singles.items()}
@@ -246,11 +252,10 @@ def torchvision_training(
     steps: list[nn.Module] = [v2.Resize(side, BICUBIC), v2.CenterCrop(side)]
     if augmentation.smallest_crop < 1:
         steps = [v2.RandomResizedCrop(side, (augmentation.smallest_crop, 1), augmentation.crop_ratio, BICUBIC)]
-    if augmentation.is_affine:
-        moved, zoom = (augmentation.translation,) * 2, (1 - augmentation.zoom, 1 + augmentation.zoom)
-        steps.append(
-            v2.RandomAffine([-augmentation.rotation, augmentation.rotation], moved, zoom, interpolation=BILINEAR)
-        )
+    affine = affine_changes(augmentation, (side, side))
+    if any(affine):
+        moved, zoom = (affine.translation,) * 2, (1 - affine.zoom, 1 + affine.zoom)
+        steps.append(v2.RandomAffine([-affine.rotation, affine.rotation], moved, zoom, interpolation=BILINEAR))
     steps.append(v2.RandomHorizontalFlip(flip_probability(augmentation, mirrored=True)))
     if augmentation.auto_augment:
         magnitude = int(augmentation.auto_augment.split("-m")[1].split("-")[0])

@@ -30,6 +30,8 @@ SEED = 1000
 FRACTION, VAL_FRACTION = 0.135, 1 / 3
 MODEL: dict[str, Any] = {"dim": 72, "heads": 9, "num_local_layers": 4, "num_nonlocal_layers": 2}
 START: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 2e-3, "batch_size": 64}
+CHANGED: dict[str, Any] = {"rotation": 10.0, "translation": 0.1, "zoom": 0.1}
+"""How the start changes pictures."""
 IN_PLACE: dict[str, Any] = {"augment.rotation": 0.0, "augment.zoom": 0.0, "augment.translation": 0.0}
 FLIPS = IN_PLACE | {"augment.random_erasing": 0.0}
 SHIFTS = FLIPS | {"augment.translation": 0.04}
@@ -82,7 +84,7 @@ def trial_recipe(changes: dict[str, Any], *, data: str, shown: int) -> Recipe:
         split_seed=SEED,
         seed=SEED,
         model=Architecture(**(MODEL | model)),
-        augment=Augmentation(**augment),
+        augment=Augmentation(**(CHANGED | augment)),
         steps=length * shown // settings["batch_size"],
         **settings,
     )

@@ -18,7 +18,9 @@ from comvex.data.transforms import Preprocessing
 SHAPES = {"grey": (8, 8), "oblong": (30, 24), "colours": (32, 24, 3)}
 AUGMENTATIONS = {
     "defaults": Augmentation(),
-    "everything": Augmentation(shear=9, horizontal_flip=0.5, random_erasing=0.7),
+    "everything": Augmentation(
+        rotation=10, translation=0.1, zoom=0.1, shear=9, horizontal_flip=0.5, random_erasing=0.7
+    ),
     "nothing": Augmentation(rotation=0, translation=0, zoom=0, horizontal_flip=0, random_erasing=0),
     "no affine changes": Augmentation(rotation=0, translation=0, zoom=0, horizontal_flip=0.5, random_erasing=0.5),
     "turned out of sight": Augmentation(rotation=180, translation=0.9, zoom=0.9, horizontal_flip=0, random_erasing=1),

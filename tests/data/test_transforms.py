@@ -11,7 +11,7 @@ from sklearn.datasets import load_sample_image
 from timm.data import create_transform
 
 from comvex.data.augmentation import Augmentation
-from comvex.data.training_transforms import training_transform
+from comvex.data.training_transforms import affine_changes, training_transform
 from comvex.data.transforms import Preprocessing
 from comvex.errors import UserError
 from comvex.randomness import seeded
@@ -109,6 +109,21 @@ def test_small_pictures_are_not_erased_unless_asked_for(size, erased):
     assert not erases(Augmentation(random_erasing=0.0))
 
 
+@pytest.mark.parametrize(
+    ("size", "changes"),
+    [
+        ((8, 8), (10, 0.1, 0.1, 0)),
+        ((15, 40), (10, 0.1, 0.1, 0)),
+        ((16, 16), (0, 0.08, 0, 0)),
+        ((28, 28), (0, 0.08, 0, 0)),
+    ],
+)
+def test_by_default_pictures_are_shifted_alone_but_tiny_ones_turned_and_zoomed_too(size, changes):
+    assert affine_changes(Augmentation(), size) == changes
+    assert affine_changes(Augmentation(rotation=0, zoom=0.2), size) == (0, changes[1], 0.2, 0)
+    assert affine_changes(Augmentation(translation=0, shear=3), size) == (changes[0], 0, changes[2], 3)
+
+
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 STILL = Augmentation(rotation=0, translation=0, zoom=0, random_erasing=0, horizontal_flip=0)
 
@@ -204,9 +219,10 @@ def test_colour_jitter_is_left_out_beside_rand_augment_as_in_timm():
     assert "ColorJitter" in str(training_transform(preprocessing, replace(STILL, color_jitter=0.4), mirrored=True))
 
 
-def test_the_default_augmentation_draws_from_torch_alone_and_as_ever():
-    """Training with the default must go on giving the same pictures from version to version."""
-    transform = training_transform(Preprocessing((32, 32), 3, MEAN, STD), Augmentation(), mirrored=True)
+def test_augmentation_draws_from_torch_alone_and_as_ever():
+    """Training must go on giving the same pictures from version to version."""
+    affine = Augmentation(rotation=10, translation=0.1, zoom=0.1)
+    transform = training_transform(Preprocessing((32, 32), 3, MEAN, STD), affine, mirrored=True)
     torch.manual_seed(11)
     picture = transform(photograph((32, 32)))
     assert picture.double().sum().item() == pytest.approx(1457.09957, abs=1e-3)

@@ -29,8 +29,8 @@ from comvex.files import read_table
 from comvex.study import carry_out as carrying_out
 from comvex.study import plan
 from comvex.study.carry_out import carry_out, duration, progress_line, report_all, seconds_left
-from comvex.study.pictures import fitting_fractions, look_through
-from comvex.study.plan import STANDARD, Study, command
+from comvex.study.pictures import look_through, with_fitting_fractions
+from comvex.study.plan import FRACTIONS, STANDARD, Study, command
 from comvex.study.results import RUNS, read_result
 from comvex.study.study_file import alone_in, begin
 from comvex.training import trainer
@@ -292,6 +292,44 @@ def test_a_run_that_fails_is_named_once_the_others_are_finished(undisturbed, tmp
     assert carry_out(STUDY, out, options=OPTIONS)["num_finished"] == 8
 
 
+def test_where_every_run_fails_that_is_said_and_nothing_is_waited_for(tmp_path, monkeypatch, capsys):
+    def failing(recipe, folder, *, options):
+        raise UserError("the loss is no longer finite")
+
+    monkeypatch.setattr(carrying_out, "train", failing)
+    with pytest.raises(ValueError, match=r"^All 8 runs failed; the first that did is convit-10pc-seed0: the loss"):
+        carry_out(STUDY, tmp_path / "study", options=OPTIONS, poll=0.1)
+    assert "waiting" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["sample-efficiency", "ablation"])
+def test_settings_that_fit_no_model_are_refused_before_anything_is_written(kind, tmp_path, capsys):
+    wrong = dataclasses.replace(RECIPE, model=dataclasses.replace(SMALL, heads=7))
+    with pytest.raises(ValueError, match=r"heads"):
+        carry_out(Study(kind, wrong, (0.1, 1.0), (0,)), tmp_path / "study", options=OPTIONS)
+    assert not (tmp_path / "study").exists()
+    assert "study:" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "-1"], r"seeds has -1: each must lie in \[0, 2\*\*32\)"),
+        (["--stretch", "2"], "stretch is 2: it must lie in"),
+        (["--overwrite"], "a study does not start runs again"),
+        (["--out", "{pictures}"], "holds something else than a study"),
+    ],
+)
+def test_what_has_nothing_to_do_with_the_pictures_is_refused_before_they_are_opened(words, message, tmp_path, capsys):
+    pictures = uneven_pictures(tmp_path / "pictures")  # too few for the least of the default fractions
+    words = ["sample-efficiency", "--data", str(pictures), *(word.format(pictures=pictures) for word in words)]
+    if "--out" not in words:
+        words += ["--out", str(tmp_path / "study")]
+    with pytest.raises(ValueError, match=message):
+        tyro.cli(RunStudy, args=words).run()
+    assert "without the fraction" not in capsys.readouterr().err
+
+
 def test_data_without_test_pictures_or_with_several_labels_are_refused(tmp_path):
     table = shape_pictures(tmp_path / "shapes", num=40)
     with pytest.raises(ValueError, match="several labels each: a study compares top-1"):
@@ -322,12 +360,18 @@ def test_fractions_that_leave_no_pictures_are_refused_or_left_out_by_default(tmp
     with pytest.raises(ValueError, match=message):
         carry_out(Study("sample-efficiency", recipe, (0.01, 0.1, 1.0), (0,)), tmp_path / "study")
     assert not (tmp_path / "study").exists()
-    fractions, left_out = fitting_fractions("sample-efficiency", recipe, (0,))
-    assert fractions == (0.3, 1.0)
+    fitting, left_out = with_fitting_fractions(by_default(recipe, (0,)))
+    assert fitting == Study("sample-efficiency", recipe, (0.3, 1.0), (0,))
     assert [line.split(": ")[0] for line in left_out] == [
         f"without the fraction {share}" for share in (0.01, 0.05, 0.1)
     ]
     assert look_through(Study("sample-efficiency", recipe, (0.167, 1.0), (0,))).num == 58
+    with pytest.raises(ValueError, match=r"are too few for a study: without the fraction 0\.1: "):
+        with_fitting_fractions(Study("sample-efficiency", recipe, (0.01, 0.1), (0,)))
+
+
+def by_default(recipe: Recipe, seeds: tuple[int, ...]) -> Study:
+    return Study("sample-efficiency", recipe, FRACTIONS["sample-efficiency"], seeds)
 
 
 def uneven_pictures(root: Path) -> Path:
@@ -341,8 +385,8 @@ def uneven_pictures(root: Path) -> Path:
 
 def test_classes_that_a_fraction_leaves_nothing_of_are_told_and_such_fractions_left_out_by_default(tmp_path, capsys):
     recipe = Recipe(data=str(uneven_pictures(tmp_path / "pictures")), model=SMALL_PICTURES, steps=2, batch_size=8)
-    fractions, left_out = fitting_fractions("sample-efficiency", recipe, (0, 1))
-    assert fractions == (0.1, 0.3, 1.0)
+    fitting, left_out = with_fitting_fractions(by_default(recipe, (0, 1)))
+    assert fitting.fractions == (0.1, 0.3, 1.0)
     assert left_out[-1] == "without the fraction 0.05: it leaves no training picture of grey."
     carry_out(Study("ablation", recipe, (0.05,), (0,)), tmp_path / "study", options=OPTIONS)
     sentence = "At 5 % of the pictures there is, with some seed, no picture to train on of 1 class: grey."
@@ -404,7 +448,7 @@ def test_a_study_keeps_the_length_that_it_was_begun_with_and_its_report_s_comman
     out = tmp_path / "study"
     asked = dataclasses.replace(STUDY, recipe=dataclasses.replace(STANDARD, data="digits"))
     begun, noted = begin(asked, out)
-    assert begun.recipe.epochs == noted["recipe"]["epochs"] == 312  # 400,000 pictures, 20 batches of 64 each
+    assert begun.recipe.epochs == noted["recipe"]["epochs"] == 625  # 800,000 pictures, 20 batches of 64 each
     assert "--epochs 312 " in command(begun, out)
     monkeypatch.setattr(plan, "SHOWN", 1_000)  # as another version might have it
     assert begin(asked, out)[0] == begun

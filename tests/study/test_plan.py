@@ -61,7 +61,7 @@ def test_epochs_are_multiplied_by_one_over_the_fraction():
 
 
 def test_by_default_the_runs_are_long():
-    for num_pictures, epochs in ((450, 893), (5_000, 80), (54_000, 10)):  # 400,000 pictures in whole batches of 64
+    for num_pictures, epochs in ((450, 1000), (5_000, 160), (54_000, 15)):  # 800,000 pictures in whole batches of 64
         run = study(recipe=STANDARD, seeds=(0,), fractions=(1.0,)).runs(num_pictures)[0]
         assert run.recipe.epochs == epochs
         assert run.recipe.num_steps(num_pictures) >= 6_000
@@ -136,6 +136,7 @@ def test_few_pictures_have_no_more_steps_than_many(num_pictures):
         ({"fractions": (0.1, 0.1)}, "fractions has 10 % twice"),
         ({"fractions": (1 / 3, 0.333333)}, "fractions has 33.3333 % twice"),
         ({"seeds": (3, 3)}, "seeds has 3 twice"),
+        ({"seeds": (0, -1)}, r"seeds has -1: each must lie in \[0, 2\*\*32\)"),
         ({"seeds": ()}, "without seeds has no runs"),
         ({"recipe": Recipe(fraction=0.5)}, "in a study --fractions says it"),
         ({"recipe": Recipe(seed=1)}, "in a study --seeds says it"),

@@ -107,8 +107,8 @@ def test_a_run_that_still_rises_is_told_from_one_at_its_plateau():
         study, results := [rising, dataclasses.replace(flat, architecture="plain")], summarise(results)
     )
     assert lines[6:8] == [
-        "| ConViT | 100 (10 %) | 10 | +20.00 | 100 % |",
-        "| plain ViT | 100 (10 %) | 10 | +0.00 | 10 % |",
+        "| ConViT | 100 (10 %) | 10 | +20.00 | 100 % | 100 |",
+        "| plain ViT | 100 (10 %) | 10 | +0.00 | 10 % | 10 |",
     ]
     assert (
         lines[2] == "Means over the seeds, of the validation pictures; each run went down to the lowest learning rate:"
@@ -117,7 +117,7 @@ def test_a_run_that_still_rises_is_told_from_one_at_its_plateau():
     both = [rising, dataclasses.replace(flat, seed=1, ended_early=True)]
     lines = plateau_lines(study, both, summarise(both))
     assert lines[2] == "Means over the seeds, of the validation pictures:"
-    assert lines[6] == "| ConViT | 100 (10 %) | 10 | +10.00 ± 14.14 | 55 % |"
+    assert lines[6] == "| ConViT | 100 (10 %) | 10 | +10.00 ± 14.14 | 55 % | 10, 100 |"
     assert plateau_lines(study, RESULTS, summarise(RESULTS)) == []  # of two epochs each
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from comvex.help import DEFAULT_TOLD
-from comvex.study.plan import STANDARD, Study
+from comvex.study.plan import FRACTIONS, STANDARD, Study
 from comvex.training.recipe import Options, Recipe
 
 
@@ -20,7 +20,7 @@ class RunStudy:
     """Find out by many runs how few pictures ConViT needs, or which of its parts matters.
 
     All runs have the same recipe, whose settings are those of comvex train; --epochs are those of all pictures, by
-    default as many as show 400,000 of them, at least ten: in short runs ConViT may lead by learning faster. The study
+    default as many as show 800,000 of them, at least ten: in short runs ConViT may lead by learning faster. The study
     itself sets --fraction, --seed, --split-seed and the switches of GPSA, and refuses them, as it does --weights and
     --no-test. The last epoch of each run is tested; --patience wants --select best.
 
@@ -56,18 +56,20 @@ class RunStudy:
     """Print the figures as one JSON object on standard output, and nothing else there."""
 
     def run(self) -> int:
-        from comvex.study.carry_out import carry_out
-        from comvex.study.pictures import fitting_fractions
-        from comvex.study.study_file import noted_fractions
+        from comvex.study.carry_out import carry_out, check_way
+        from comvex.study.pictures import with_fitting_fractions
+        from comvex.study.study_file import noted_fractions, noted_study
         from comvex.training.stopping import StoppedError
 
         out = self.out if self.out is not None else Path("studies") / f"{self.kind}-{Path(self.recipe.data).name}"
+        check_way(self.options)
         fractions = self.fractions or noted_fractions(out)
+        study = Study(self.kind, self.recipe, fractions or FRACTIONS[self.kind], self.seeds, self.stretch)
+        noted_study(study, out)  # a folder of something else is refused before the data are opened
         if not fractions:
-            fractions, left_out = fitting_fractions(self.kind, self.recipe, self.seeds)
+            study, left_out = with_fitting_fractions(study)
             for sentence in left_out:
                 print(f"study: {sentence}", file=sys.stderr)
-        study = Study(self.kind, self.recipe, fractions, self.seeds, self.stretch)
         if self.dry_run:
             from comvex.study.dry_run import describe_dry_run, dry_run
 
@@ -93,7 +95,8 @@ def describe(report: dict[str, Any]) -> str:
         deviation = "" if summary["deviation"] is None else f" ± {summary['deviation']:.2f}"
         lines.append(
             f"{summary['architecture']}, {100 * summary['fraction']:g} % ({summary['num_pictures']:.0f} pictures): "
-            f"top-1 {summary['top1']:.2f}{deviation} % over {summary['num_seeds']} seeds"
+            f"top-1 {summary['top1']:.2f}{deviation} % over {summary['num_seeds']} "
+            f"{'seed' if summary['num_seeds'] == 1 else 'seeds'}"
         )
     if report["study"] == "sample-efficiency":
         lines += [

@@ -17,12 +17,12 @@ class Augmentation:
     """Random crops keep at least this share of the area; 1 means no random crops."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Narrowest and widest random crop: width by height, as a multiple of the model's own."""
-    rotation: float = 10.0
-    """Largest rotation, in degrees."""
-    translation: float = 0.1
-    """Largest shift, as a share of the side."""
-    zoom: float = 0.1
-    """Largest change of scale, as a share."""
+    rotation: Annotated[float | None, DEFAULT_TOLD] = None
+    """Largest rotation, in degrees. Default: 0, or 10 below 16 pixels a side (digits)."""
+    translation: Annotated[float | None, DEFAULT_TOLD] = None
+    """Largest shift, as a share of the side. Default: 0.08, or 0.1 below 16 pixels a side (digits)."""
+    zoom: Annotated[float | None, DEFAULT_TOLD] = None
+    """Largest change of scale, as a share. Default: 0, or 0.1 below 16 pixels a side (digits)."""
     shear: float = 0.0
     """Largest shear, in degrees."""
     horizontal_flip: Annotated[float | None, DEFAULT_TOLD] = None
@@ -48,19 +48,14 @@ class Augmentation:
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"{name} is {value}: it must lie in [0, 1].")
         for name in ("rotation", "translation", "zoom", "shear", "color_jitter"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} is {getattr(self, name)}: it must not be negative.")
-        for name in ("translation", "zoom"):
-            if getattr(self, name) >= 1:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be less than 1.")
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise UserError(f"{name} is {value}: it must not be negative.")
+            if value is not None and name in ("translation", "zoom") and value >= 1:
+                raise UserError(f"{name} is {value}: it must be less than 1.")
         if self.auto_augment and not self.auto_augment.startswith("rand"):
             raise UserError(
                 f"auto_augment is {self.auto_augment!r}: it must be RandAugment, as in rand-m9-mstd0.5, or empty."
             )
         if self.erase_with not in ("constant", "noise"):
             raise UserError(f"erase_with is {self.erase_with!r}: it must be constant or noise.")
-
-    @property
-    def is_affine(self) -> bool:
-        """Whether pictures are turned, moved, zoomed or sheared."""
-        return bool(self.rotation or self.translation or self.zoom or self.shear)

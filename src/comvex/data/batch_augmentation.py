@@ -18,7 +18,13 @@ from torch import Tensor
 from torchvision import transforms as T
 
 from comvex.data.augmentation import Augmentation
-from comvex.data.training_transforms import ERASED_SCALE, edge_colour, erasing_probability, flip_probability
+from comvex.data.training_transforms import (
+    ERASED_SCALE,
+    affine_changes,
+    edge_colour,
+    erasing_probability,
+    flip_probability,
+)
 from comvex.data.transforms import Preprocessing, ToNormalizedTensor
 
 
@@ -48,7 +54,7 @@ class BatchAugmentation:
         """Pictures (B, height, width) or (B, height, width, 3), each with a seed -> (B, channels, height, width)."""
         flip = flip_probability(self.augmentation, mirrored=self.mirrored)
         erase = erasing_probability(self.augmentation, self.preprocessing.image_size)
-        affine = self._affine_ranges() if self.augmentation.is_affine else []
+        affine = self._affine_ranges()
         num_affine = len(affine)
         with torch.random.fork_rng(devices=[]):
             drawn, erased = self._draw(seeds, [*affine, *[(0.0, 1.0)] * (bool(flip) + bool(erase))], erase)
@@ -66,9 +72,11 @@ class BatchAugmentation:
         return tensors
 
     def _affine_ranges(self) -> list[tuple[float, float]]:
-        """Between what angle, shifts to the right and down, scale and, if there is any, shear are drawn."""
+        """Between what angle, shifts to the right and down, scale and, if there is any, shear are drawn; or nothing."""
         height, width = self.preprocessing.image_size
-        changes = self.augmentation
+        changes = affine_changes(self.augmentation, (height, width))
+        if not any(changes):
+            return []
         right, down = changes.translation * width, changes.translation * height
         ranges = [
             (-changes.rotation, changes.rotation), (-right, right), (-down, down), (1 - changes.zoom, 1 + changes.zoom)

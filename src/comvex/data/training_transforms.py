@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -17,8 +17,8 @@ from comvex.data.reading import ReducibleJpeg
 from comvex.data.transforms import Picture, Preprocessing
 from comvex.errors import UserError
 
-SMALLEST_ERASED = 16
-"""Pixels a side from which random erasing is on by default: in smaller pictures it hides what tells the class."""
+TINY = 16
+"""Pixels a side below which other changes suit by default: erasing hides what tells the class, small turns do not."""
 ERASED_SCALE = (0.02, 0.25)
 """Smallest and largest share of the picture that a rectangle erased by a constant has."""
 
@@ -55,17 +55,19 @@ def random_shape(preprocessing: Preprocessing, augmentation: Augmentation) -> li
         scale = (augmentation.smallest_crop, 1.0)
         low, high = (ratio * width / height for ratio in augmentation.crop_ratio)
         steps = [RandomCrop(preprocessing.image_size, scale, (low, high), preprocessing.interpolation)]
-    if augmentation.is_affine:
+    affine = affine_changes(augmentation, preprocessing.image_size)
+    if any(affine):
         fill: Any = list(preprocessing.mean) if preprocessing.full_depth else edge_colour(preprocessing)
-        affine = T.RandomAffine(
-            augmentation.rotation,
-            translate=(augmentation.translation, augmentation.translation),
-            scale=(1 - augmentation.zoom, 1 + augmentation.zoom),
-            shear=augmentation.shear or None,
-            interpolation=T.InterpolationMode.BILINEAR,
-            fill=fill,
+        steps.append(
+            T.RandomAffine(
+                affine.rotation,
+                translate=(affine.translation, affine.translation),
+                scale=(1 - affine.zoom, 1 + affine.zoom),
+                shear=affine.shear or None,
+                interpolation=T.InterpolationMode.BILINEAR,
+                fill=fill,
+            )
         )
-        steps.append(affine)
     return steps
 
 
@@ -112,6 +114,26 @@ def random_erasing(preprocessing: Preprocessing, augmentation: Augmentation) -> 
     return [RandomErasing(probability, mode="pixel", device="cpu")]
 
 
+class Affine(NamedTuple):
+    """The largest rotation (degrees), shift (share of the side), change of scale (share) and shear (degrees)."""
+
+    rotation: float
+    translation: float
+    zoom: float
+    shear: float
+
+
+def affine_changes(augmentation: Augmentation, image_size: tuple[int, int]) -> Affine:
+    """How pictures of (height, width) pixels are turned, moved, zoomed and sheared; all 0 if they are not."""
+    tiny = min(image_size) < TINY
+    return Affine(
+        rotation=augmentation.rotation if augmentation.rotation is not None else 10.0 if tiny else 0.0,
+        translation=augmentation.translation if augmentation.translation is not None else 0.1 if tiny else 0.08,
+        zoom=augmentation.zoom if augmentation.zoom is not None else 0.1 if tiny else 0.0,
+        shear=augmentation.shear,
+    )
+
+
 def flip_probability(augmentation: Augmentation, *, mirrored: bool) -> float:
     """How likely a picture is flipped; ``mirrored`` decides where the augmentation leaves it open."""
     return augmentation.horizontal_flip if augmentation.horizontal_flip is not None else 0.5 if mirrored else 0.0
@@ -121,7 +143,7 @@ def erasing_probability(augmentation: Augmentation, image_size: tuple[int, int])
     """How likely a rectangle of a picture of (height, width) pixels is erased."""
     if augmentation.random_erasing is not None:
         return augmentation.random_erasing
-    return 0.25 if min(image_size) >= SMALLEST_ERASED else 0.0
+    return 0.25 if min(image_size) >= TINY else 0.0
 
 
 def keep_a_bit(level_function: Callable[..., tuple[int]], level: float, settings: dict[str, Any]) -> tuple[int]:

@@ -60,7 +60,7 @@ def carry_out(study: Study, out: Path, *, options: Options | None = None, poll: 
             draw = time.monotonic() - drawn > DRAW_SECONDS or not (out / FIGURE).exists()
             report_all(out, draw=draw)
             drawn = time.monotonic() if draw else drawn
-        if not trained:
+        if not trained and any(run.name not in failed for run in waiting):
             waits = line()
             if waits != said:
                 say(waits)
@@ -69,9 +69,12 @@ def carry_out(study: Study, out: Path, *, options: Options | None = None, poll: 
     report = report_all(out)
     if failed:
         name, error = next(iter(failed.items()))
-        raise UserError(
-            f"{len(failed)} of {len(runs)} runs failed, the others are finished; the first that did is {name}: {error}"
+        told = (
+            f"All {len(runs)} runs failed"
+            if len(failed) == len(runs)
+            else f"{len(failed)} of {len(runs)} runs failed, the others are finished"
         )
+        raise UserError(f"{told}; the first that did is {name}: {error}")
     return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from comvex.data.depth import settle_depth
 from comvex.data.picture_set import DataSet
 from comvex.data.sources import find_data, set_aside
 from comvex.errors import UserError
-from comvex.study.plan import FRACTIONS, Kind, Study
+from comvex.study.plan import Study
 from comvex.training.recipe import Recipe
 
 
@@ -31,8 +32,10 @@ class StudyPictures:
 def look_through(study: Study) -> StudyPictures:
     """Open the data of a study and divide them for every fraction and seed.
 
-    Raises ``ValueError`` for data that a study cannot be made with.
+    Raises ``ValueError`` for data that a study cannot be made with, and for a recipe whose models they do not fit.
     """
+    from comvex.training.build import build_config, settle  # it needs torch
+
     recipe = study.recipe
     data = find_data(recipe.data)
     if data.multi_label:
@@ -43,6 +46,9 @@ def look_through(study: Study) -> StudyPictures:
             "beside train, or all pictures in one folder, a fifth of which is then the test."
         )
     whole = settle_depth(set_aside(data, recipe.data, val_fraction=recipe.val_fraction))
+    for run in study.runs(len(whole.train)):
+        settle(run.recipe, whole)
+        build_config(run.recipe.model, whole)
     absent = {}
     for fraction in sorted(study.fractions):
         try:
@@ -65,19 +71,22 @@ def absent_classes(data: DataSet, recipe: Recipe, fraction: float, seeds: Sequen
     return [data.classes[label] for label in sorted(absent)]
 
 
-def fitting_fractions(kind: Kind, recipe: Recipe, seeds: Sequence[int]) -> tuple[tuple[float, ...], list[str]]:
-    """The fractions of a study by default, and a sentence for each that is left out.
+def with_fitting_fractions(study: Study) -> tuple[Study, list[str]]:
+    """A study with those of its fractions that its data have enough pictures for, and a sentence for each left out.
 
     Those are left out that would leave no picture to train on or to validate, or none of a class that a larger
     fraction has.
+
+    Raises ``ValueError`` if none is left.
     """
+    recipe = study.recipe
     data = find_data(recipe.data)
     set_aside(data, recipe.data, val_fraction=recipe.val_fraction)  # raises what is wrong with the data themselves
     fitting, left_out = [], []
     fewest: list[str] | None = None  # absent classes of the largest
-    for fraction in sorted(FRACTIONS[kind], reverse=True):
+    for fraction in sorted(study.fractions, reverse=True):
         try:
-            absent = absent_classes(data, recipe, fraction, seeds)
+            absent = absent_classes(data, recipe, fraction, study.seeds)
         except UserError as error:
             left_out.append(f"without the fraction {fraction:g}: {error}")
             continue
@@ -87,4 +96,6 @@ def fitting_fractions(kind: Kind, recipe: Recipe, seeds: Sequence[int]) -> tuple
             left_out.append(f"without the fraction {fraction:g}: it leaves no training picture of {', '.join(more)}.")
         else:
             fitting.append(fraction)
-    return tuple(sorted(fitting)), left_out[::-1]
+    if not fitting:
+        raise UserError(f"The pictures of {recipe.data} are too few for a study: {left_out[0]}")
+    return dataclasses.replace(study, fractions=tuple(sorted(fitting))), left_out[::-1]

@@ -331,7 +331,7 @@ def length_line(study: Study, results: Sequence[Result]) -> str:
 def plateau_lines(study: Study, results: Sequence[Result], summaries: Sequence[Summary]) -> list[str]:
     """Whether the runs were still learning when they ended, in Markdown; nothing where all are of a few epochs."""
     lines = []
-    told = [each for each in summaries if each.late_change is not None and each.least_loss_at is not None]
+    told = [each for each in summaries if each.late_change is not None and each.least_loss_at]
     ended_early = sum(result.ended_early for result in results)
     if told:
         lines += [
@@ -340,11 +340,11 @@ def plateau_lines(study: Study, results: Sequence[Result], summaries: Sequence[S
             "Means over the seeds, of the validation pictures"
             + (":" if ended_early else "; each run went down to the lowest learning rate:"),
             "",
-            "| architecture | pictures | steps | top-1 late, points | loss least after |",
-            "| --- | ---: | ---: | ---: | ---: |",
+            "| architecture | pictures | steps | top-1 late, points | loss least after | by seed |",
+            "| --- | ---: | ---: | ---: | ---: | ---: |",
             *(
                 f"| {label(each.architecture)} | {each.num_pictures:,.0f} ({100 * each.fraction:g} %) "
-                f"| {each.steps:,.0f} | {late_words(each)} | {100 * (each.least_loss_at or 0):.0f} % |"
+                f"| {each.steps:,.0f} | {late_words(each)} | {least_words(each)} |"
                 for each in told
             ),
             "",
@@ -368,6 +368,12 @@ def late_words(summary: Summary) -> str:
     """The late change of the accuracy with its deviation over the seeds, where there is one: +0.41 ± 0.30."""
     deviation = "" if summary.late_deviation is None else f" ± {summary.late_deviation:.2f}"
     return f"{summary.late_change:+.2f}{deviation}"
+
+
+def least_words(summary: Summary) -> str:
+    """After which share of its epochs the loss was least, the mean and each run, lowest first: 72 % | 44, 72, 100."""
+    places = sorted(100 * place for place in summary.least_loss_at)
+    return f"{statistics.mean(places):.0f} % | {', '.join(f'{place:.0f}' for place in places)}"
 
 
 def machine_lines(results: Sequence[Result]) -> list[str]:

@@ -95,8 +95,8 @@ class Summary:
     """Mean of those of its runs that have one, in percentage points."""
     late_deviation: float | None
     """Standard deviation over them; None for less than two."""
-    least_loss_at: float | None
-    """Mean of those of its runs that have one."""
+    least_loss_at: tuple[float, ...]
+    """Of those of its runs that have one, in the order of the seeds."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,6 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
 def summary(group: Sequence[Result]) -> Summary:
     """Of the runs of one architecture at one fraction, at least one."""
     late_changes = [result.late_change for result in group if result.late_change is not None]
-    places = [result.least_loss_at for result in group if result.least_loss_at is not None]
     return Summary(
         architecture=group[0].architecture,
         fraction=group[0].fraction,
@@ -169,7 +168,7 @@ def summary(group: Sequence[Result]) -> Summary:
         steps=statistics.mean(result.steps for result in group),
         late_change=statistics.mean(late_changes) if late_changes else None,
         late_deviation=statistics.stdev(late_changes) if len(late_changes) > 1 else None,
-        least_loss_at=statistics.mean(places) if places else None,
+        least_loss_at=tuple(place for result in group if (place := result.least_loss_at) is not None),
     )
 
 

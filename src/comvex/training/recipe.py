@@ -108,7 +108,7 @@ class Recipe:
     model: Architecture = field(default_factory=Architecture)
     augment: Augmentation = field(default_factory=Augmentation)
     epochs: Annotated[int | None, DEFAULT_TOLD] = None
-    """Passes over the training pictures. Default: as many as show 80,000 pictures (in a study 400,000), at least 10 and
+    """Passes over the training pictures. Default: as many as show 80,000 pictures (in a study 800,000), at least 10 and
     at most 1,000."""
     steps: Annotated[int | None, DEFAULT_TOLD] = None
     """Training steps; if given they count, and not epochs and cool-down."""
