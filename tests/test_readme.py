@@ -11,7 +11,7 @@ import pytest
 
 from comvex.study.plan import Study, command
 from comvex.study.report import accuracy_table, comparison_table, lead_words, method_lines, plateau_lines, verdict
-from comvex.study.results import Result, compare, differences_to_convit, read_result, summarise
+from comvex.study.results import Result, compare, differences_to_convit, lead_interval, read_result, summarise
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -78,24 +78,25 @@ def test_the_figures_of_the_study_are_those_of_its_recorded_runs():
     assert {len(comparison.leads) for comparison in compared.values()} == {3}
     told = " ".join(README.split())
     convit, plain = (
-        ", ".join(f"{top1[name, fraction]:.1f}" for fraction in (0.01, 0.05, 0.1)) for name in ("convit", "plain")
+        ", ".join(f"{top1[name, fraction]:.2f}" for fraction in (0.01, 0.05, 0.1)) for name in ("convit", "plain")
     )
     assert f"with 540, 2,700 and 5,400 of them ConViT gets {convit} % of the test pictures right" in told
     assert f"the plain ViT {plain} %" in told
     leads = [statistics.mean(compared[fraction].leads) for fraction in (0.01, 0.05, 0.1)]
-    assert f"leads by {leads[0]:.1f}, {leads[1]:.1f} and {leads[2]:.1f} points" in told
+    assert f"leads by {leads[0]:.2f}, {leads[1]:.2f} and {leads[2]:.2f} points" in told
     pairs = [lead for comparison in compared.values() for lead in comparison.leads]
     assert f"in {sum(lead > 0 for lead in pairs)} of {len(pairs)} pairs of runs" in told
     one, five = compared[0.01].factor, compared[0.05].factor
-    assert f"would need {one.value:.1f} times as many, for that with 2,700 {five.value:.1f} times (" in told
+    assert f"would need {one.value:.1f} times as many, for that with 2,700 {five.value:.1f} times;" in told
     assert (one.bound, five.bound) == ("", "")
+    assert compared[0.1].factor.bound, "told as not known"
     settled = verdict(list(compared.values())).removeprefix("ConViT leads with ").partition(" (")[0]
     assert f"the 95 % interval of the lead excludes 0 with {settled}." in told
     shorter = half_as_long("sample-efficiency-muon")
     half = [statistics.mean(comparison.leads) for comparison in compare(shorter)]
-    assert f"In runs of half the steps it led by {half[0]:.1f}, {half[1]:.1f} and {half[2]:.1f} points" in told
+    assert f"In runs of half the steps it led by {half[0]:.2f}, {half[1]:.2f} and {half[2]:.2f} points" in told
     sooner = {each.fraction: each.top1 for each in summarise(shorter) if each.architecture == "convit"}
-    words = ", ".join(f"{sooner[fraction]:.1f}" for fraction in (0.01, 0.05, 0.1))
+    words = ", ".join(f"{sooner[fraction]:.2f}" for fraction in (0.01, 0.05, 0.1))
     assert f"ConViT had {words} % then, more than the plain ViT has in twice the steps" in told
     assert all(sooner[fraction] > top1["plain", fraction] for fraction in sooner)
 
@@ -126,8 +127,9 @@ def test_the_figures_of_the_study_with_adamw_are_those_of_its_recorded_runs():
     convit = {each.seed: each.top1 for each in results if (each.architecture, each.fraction) == ("convit", 0.1)}
     timm = {seed: json.loads((folder.parent / TIMM.format(seed)).read_text())["top1"] for seed in convit}
     over = [convit[seed] - timm[seed] for seed in convit]
-    spread = f"{statistics.mean(over):.2f} ± {statistics.stdev(over):.2f}"
-    assert f"over timm's ViT, trained on the same 5,400, it is {spread}." in told
+    low, high = lead_interval(over) or (0.0, 0.0)
+    told_over = f"it is {statistics.mean(over):.1f}, the interval {low:+.1f} to {high:+.1f}."
+    assert f"over timm's ViT, trained on the same 5,400, {told_over}" in told
     half = {comparison.fraction: comparison.factor.value for comparison in compare(half_as_long("sample-efficiency"))}
     assert f"In runs half as long the factors were {half[0.1]:.1f} and {half[0.01]:.1f}:" in told
 
