@@ -134,6 +134,20 @@ def test_the_figures_of_the_study_with_adamw_are_those_of_its_recorded_runs():
     assert f"In runs half as long the factors were {half[0.1]:.1f} and {half[0.01]:.1f}:" in told
 
 
+def test_the_figures_of_the_finer_grid_are_those_of_its_recorded_runs():
+    finer, coarse = (
+        {(each.architecture, each.fraction): each for each in recorded(name)[1] if each.seed == 0}
+        for name in ("sample-efficiency-14x14", "sample-efficiency-muon")
+    )
+    convit, plain = (finer[name, 0.01].top1 for name in ("convit", "plain"))
+    other = coarse["convit", 0.01].top1 - coarse["plain", 0.01].top1
+    told = " ".join(README.split())
+    assert f"ConViT gets {convit:.2f} % right, the plain ViT {plain:.2f} %, {convit - plain:.2f} points where" in told
+    assert f"where 4 pixels give that seed {other:.2f}." in told
+    assert {each.num_pictures for each in finer.values()} == {540}
+    assert {each.steps for each in finer.values()} == {coarse["convit", 0.01].steps}
+
+
 def half_as_long(name: str) -> list[Result]:
     """The runs of half the steps that a recorded study had before, without their curves."""
     with (RESULTS / name / "half-as-long.csv").open(newline="") as stream:
@@ -156,7 +170,7 @@ def half_as_long(name: str) -> list[Result]:
         ]
 
 
-@pytest.mark.parametrize("name", ["sample-efficiency", "sample-efficiency-muon", "ablation"])
+@pytest.mark.parametrize("name", ["sample-efficiency", "sample-efficiency-muon", "sample-efficiency-14x14", "ablation"])
 def test_the_recorded_reports_are_what_their_runs_come_to_today(name):
     study, results = recorded(name)
     summaries = summarise(results)

@@ -449,11 +449,11 @@ def test_a_study_keeps_the_length_that_it_was_begun_with_and_its_report_s_comman
     asked = dataclasses.replace(STUDY, recipe=dataclasses.replace(STANDARD, data="digits"))
     begun, noted = begin(asked, out)
     assert begun.recipe.epochs == noted["recipe"]["epochs"] == 625  # 800,000 pictures, 20 batches of 64 each
-    assert "--epochs 312 " in command(begun, out)
+    assert "--epochs 625 " in command(begun, out)
     monkeypatch.setattr(plan, "SHOWN", 1_000)  # as another version might have it
     assert begin(asked, out)[0] == begun
     assert begin(begun, out)[0] == begun
-    with pytest.raises(UserError, match=r"has another study \(epochs: 312 -> 311\)"):
+    with pytest.raises(UserError, match=r"has another study \(epochs: 625 -> 311\)"):
         begin(dataclasses.replace(asked, recipe=dataclasses.replace(asked.recipe, epochs=311)), out)
     noted["recipe"]["epochs"] = None  # as the version before noted it
     (out / "study.json").write_text(json.dumps(noted))

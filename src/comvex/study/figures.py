@@ -138,7 +138,7 @@ def draw_learning_curves(results: Sequence[Result], file: Path, *, title: str) -
     colours = colours_of(names)
     columns = min(3, len(fractions))
     rows = math.ceil(len(fractions) / columns)
-    with new_figure(file, size=(2.0 + 3.0 * columns, 0.8 + 3.0 * rows)) as figure:
+    with new_figure(file, size=(max(7.5, 2.0 + 3.0 * columns), 0.8 + 3.0 * rows)) as figure:
         panels = [figure.add_subplot(rows, columns, place + 1) for place in range(len(fractions))]
         for axes, fraction in zip(panels, fractions, strict=True):
             last = 0
