@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,15 +58,16 @@ class RunStudy:
     def run(self) -> int:
         from comvex.study.carry_out import carry_out, check_way
         from comvex.study.pictures import with_fitting_fractions
-        from comvex.study.study_file import noted_fractions, noted_study
+        from comvex.study.study_file import noted_study
         from comvex.training.stopping import StoppedError
 
         out = self.out if self.out is not None else Path("studies") / f"{self.kind}-{Path(self.recipe.data).name}"
         check_way(self.options)
-        fractions = self.fractions or noted_fractions(out)
-        study = Study(self.kind, self.recipe, fractions or FRACTIONS[self.kind], self.seeds, self.stretch)
-        noted_study(study, out)  # a folder of something else is refused before the data are opened
-        if not fractions:
+        study = Study(self.kind, self.recipe, self.fractions or FRACTIONS[self.kind], self.seeds, self.stretch)
+        _, noted = noted_study(study, out)  # a folder of something else is refused before the data are opened
+        if not self.fractions and noted is not None:
+            study = replace(study, fractions=tuple(noted["fractions"]))
+        elif not self.fractions:
             study, left_out = with_fitting_fractions(study)
             for sentence in left_out:
                 print(f"study: {sentence}", file=sys.stderr)

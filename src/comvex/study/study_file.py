@@ -72,12 +72,6 @@ def with_noted_epochs(study: Study, stored: dict[str, Any]) -> Study:
     return dataclasses.replace(study, recipe=dataclasses.replace(recipe, epochs=noted["epochs"]))
 
 
-def noted_fractions(out: Path) -> tuple[float, ...]:
-    """The fractions that a study's folder has been asked for; none if it has been asked for nothing yet."""
-    file = out / run_folder.STUDY
-    return tuple(read_study(file)["fractions"]) if file.exists() else ()
-
-
 def merged(study: Study, pictures: StudyPictures | None, stored: dict[str, Any] | None) -> dict[str, Any]:
     """What is to be noted of a study: what was, with the fractions, seeds and absent classes of now."""
     known = study
